@@ -1,0 +1,92 @@
+"""The contract between the conversion and a framework adapter.
+
+An adapter knows one framework. It recognises that framework's spiking neurons, says which of them
+have a fractional form, and builds a fractional neuron from a native one and back. It is found through
+the entry-point group ``spikede_plugins.adapters``; name the entry point after the framework's import
+package (``spikingjelly``, ``snntorch``), so that it is loaded only once that package is in use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from spikede_plugins.engine import FractionalOperator
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an adapter says of one spiking neuron.
+
+    Attributes:
+        supported: whether a fractional form exists.
+        kind: the native neuron's name as a user knows it, e.g. ``"LIFNode"``.
+        reason: why there is no fractional form (empty if there is one).
+        note: something the report should tell about the conversion (e.g. a backend that changes).
+    """
+
+    supported: bool
+    kind: str
+    reason: str = ""
+    note: str = ""
+
+
+class Adapter(ABC):
+    """Conversion between one framework's neurons and their fractional forms.
+
+    ``name`` is the framework's import package. All methods are called with modules found in a user's
+    model; none but ``finish`` may change the model itself.
+    """
+
+    name: str
+
+    @abstractmethod
+    def is_neuron(self, module: nn.Module) -> bool:
+        """Whether ``module`` is a native (not fractional) spiking neuron of this framework."""
+
+    @abstractmethod
+    def is_fractional(self, module: nn.Module) -> bool:
+        """Whether ``module`` is a fractional neuron made by this adapter."""
+
+    @abstractmethod
+    def support(self, module: nn.Module) -> Support:
+        """Whether this native neuron has a fractional form, and if not, why.
+
+        The exact class counts: a subclass whose dynamics were changed is not its parent.
+        """
+
+    @abstractmethod
+    def to_fractional(self, module: nn.Module, operator: FractionalOperator) -> nn.Module:
+        """A new fractional neuron with the native one's parameters, buffers, hooks and settings.
+
+        The parameters are the same objects; ``module`` is not changed. The state starts fresh.
+        """
+
+    @abstractmethod
+    def to_native(self, module: nn.Module) -> nn.Module:
+        """A new native neuron from a fractional one: the inverse of :meth:`to_fractional`."""
+
+    @abstractmethod
+    def operator(self, module: nn.Module) -> FractionalOperator:
+        """The fractional operator (order, solver, memory, step size) of a fractional neuron."""
+
+    @abstractmethod
+    def reset_state(self, module: nn.Module) -> None:
+        """Put a native or fractional neuron's state back to its start, as the framework would."""
+
+    def finish(
+        self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]
+    ) -> None:
+        """Called once after the neurons in ``model`` were swapped (caches, instance lists)."""
+        return
+
+    def abandon(self, made: Sequence[nn.Module]) -> None:
+        """Called with neurons built by a conversion that then failed (undo any registration)."""
+        return
+
+    def adopt(self, copied: Sequence[nn.Module]) -> None:
+        """Called with this framework's neurons in a fresh deep copy of a model, before conversion."""
+        return

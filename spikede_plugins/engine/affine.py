@@ -1,0 +1,109 @@
+"""Integrate-and-fire neurons in plain numbers: charge affine in v, threshold, hard or soft reset.
+
+    none:      c = v + x
+    divide:    c = v + (x - (v - rest)) / tau           or  v - (v - rest) / tau + x
+    multiply:  c = v + (x - (v - rest)) f               or  v - (v - rest) f + x,      f = params[0]
+    fire:      s = [c >= threshold],    v = c - threshold s    or    (1 - s) c + reset s
+
+A neuron of this form needs no Python callback, so a compiled graph can carry it as one operation (and
+a fused kernel can run it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spikede_plugins.engine.scan import ElementwiseNeuron
+from spikede_plugins.errors import OptionError
+from spikede_plugins.surrogate import available_surrogates, spike
+
+LEAKS = ("none", "divide", "multiply")
+
+
+@dataclass(frozen=True)
+class AffineCode:
+    """The numbers of such a neuron.
+
+    Attributes:
+        leak: ``"none"`` (perfect integrator), ``"divide"`` (time constant ``tau``) or ``"multiply"``
+            (the leak factor is the tensor ``params[0]``, e.g. ``sigmoid(w)`` of a parametric LIF).
+        tau: time constant in steps, for ``"divide"``.
+        decay_input: whether the input goes through the leak as well.
+        rest: the potential the leak pulls to.
+        short_decay: write the leak without input decay at rest 0 as ``v (1 - 1/tau) + x``, as some
+            frameworks do (the same number, rounded differently).
+        threshold, reset: firing threshold; reset potential, or None for soft reset.
+        detach_reset: keep the reset out of the gradient.
+        surrogate, surrogate_alpha: the surrogate gradient by name (see ``spikede_plugins.surrogate``).
+    """
+
+    leak: str = "none"
+    tau: float = 1.0
+    decay_input: bool = True
+    rest: float = 0.0
+    short_decay: bool = False
+    threshold: float = 1.0
+    reset: float | None = 0.0
+    detach_reset: bool = False
+    surrogate: str = "sigmoid"
+    surrogate_alpha: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.leak not in LEAKS:
+            raise OptionError(f"leak must be one of {LEAKS}, got {self.leak!r}.")
+        if self.surrogate not in available_surrogates():
+            raise OptionError(f"unknown surrogate {self.surrogate!r}.")
+
+
+def charge(code: AffineCode, v: Tensor, x: Tensor, *params: Tensor) -> Tensor:
+    """The native charge of one step (or, broadcast, of many)."""
+    if code.leak == "none":
+        return v + x
+    if code.leak == "divide":
+        if code.decay_input:
+            return v + (x - (v - code.rest)) / code.tau
+        if code.short_decay and code.rest == 0.0:
+            return v * (1.0 - 1.0 / code.tau) + x
+        return v - (v - code.rest) / code.tau + x
+    factor = params[0]
+    if code.decay_input:
+        return v + (x - (v - code.rest)) * factor
+    if code.short_decay and code.rest == 0.0:
+        return v * (1.0 - factor) + x
+    return v - (v - code.rest) * factor + x
+
+
+def fire(
+    code: AffineCode, h: Tensor, surrogate: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Spike and potential after reset; ``surrogate`` is used in place of the named one."""
+    z = h - code.threshold
+    s = spike(z, code.surrogate, code.surrogate_alpha) if surrogate is None else surrogate(z)
+    held = s.detach() if code.detach_reset else s
+    if code.reset is None:
+        return s, h - held * code.threshold
+    return s, (1.0 - held) * h + held * code.reset
+
+
+def affine_neuron(
+    code: AffineCode,
+    params: tuple[Tensor, ...] = (),
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+) -> ElementwiseNeuron:
+    """The neuron of ``code`` for the scan engine.
+
+    Args:
+        code: its numbers.
+        params: ``(factor,)`` for ``leak="multiply"``, else empty.
+        surrogate: a framework's own surrogate function, to be called in place of the named one (the
+            two must be the same function: compiled graphs use the named one).
+    """
+    return ElementwiseNeuron(
+        charge=lambda v, x, *p: charge(code, v, x, *p),
+        fire=lambda h, *p: fire(code, h, surrogate),
+        params=params,
+        code=code,
+    )

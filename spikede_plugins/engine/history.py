@@ -1,0 +1,160 @@
+"""The history sum ``sum_m weights_m u_{k-m}`` and the rows it runs over.
+
+The history of a neuron layer is a tensor ``[r, *shape]`` of past deviations ``u = v - start``, newest last.
+A step appends one row. Rows are only ever added behind those that exist, so all histories of one run can
+be views of one growing buffer (:class:`HistoryLog`) and nothing is copied, neither forward nor for backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class HistoryLog:
+    """The growing buffer behind a neuron's history tensors. A cache: losing it costs one copy.
+
+    A history that ends where the buffer is filled is continued in place. Any other (loaded, copied,
+    moved, or an older state taken up again) is first copied into a new buffer, so states never
+    disturb each other.
+    """
+
+    def __init__(self) -> None:
+        self._entry: tuple[Tensor, int] | None = None
+
+    def reserve(self, history: Tensor, rows: int) -> tuple[Tensor, int]:
+        """A buffer that holds ``history`` with room for ``rows`` more, and where they begin."""
+        entry, kept = self._entry, history.shape[0]
+        if entry is not None:
+            buffer, filled = entry
+            if (
+                kept <= filled
+                and filled + rows <= buffer.shape[0]
+                and buffer.shape[1:] == history.shape[1:]
+                and buffer.dtype == history.dtype
+                and buffer.device == history.device
+                and buffer.is_inference() == torch.is_inference_mode_enabled()
+                and (filled == 0 if kept == 0 else buffer[filled - kept].data_ptr() == history.data_ptr())
+            ):
+                return buffer, filled
+        # One row at a time asks for room to double; a whole sequence for what it needs.
+        spare = max(15, kept) if rows == 1 else 0
+        buffer = history.new_empty((kept + rows + spare, *history.shape[1:]))
+        buffer[:kept] = history.detach()
+        return buffer, kept
+
+    def commit(self, buffer: Tensor, filled: int) -> None:
+        """The buffer holds ``filled`` rows now; the next append continues behind them."""
+        self._entry = (buffer, filled)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HistoryLog:
+        return HistoryLog()
+
+    def __reduce__(self) -> tuple[type[HistoryLog], tuple[()]]:
+        return HistoryLog, ()
+
+
+def _split(shape: torch.Size, channel_dim: int | None) -> tuple[int, int, int]:
+    """The sizes before, of and behind the channel dimension of a single time step."""
+    if channel_dim is None:
+        return 1, 1, shape.numel()
+    return shape[:channel_dim].numel(), shape[channel_dim], shape[channel_dim + 1 :].numel()
+
+
+def combine(matrix: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
+    """``out[i] = sum_r matrix[i, r] rows[r]`` with matrix ``[i, r, S]`` and rows ``[r, *shape]``.
+
+    One product for one order (S = 1), one a channel otherwise.
+    """
+    if matrix.shape[-1] == 1:
+        product = matrix.squeeze(-1) @ rows.reshape(rows.shape[0], -1)
+    else:
+        a, c, b = _split(rows.shape[1:], channel_dim)
+        product = torch.einsum("irc,racb->iacb", matrix, rows.reshape(rows.shape[0], a, c, b))
+    return product.reshape(matrix.shape[0], *rows.shape[1:])
+
+
+def correlate(left: Tensor, rows: Tensor, channel_dim: int | None, channels: int) -> Tensor:
+    """``out[i, r] = sum over the neurons of left[i] rows[r]``: shape ``[i, r, S]``, the adjoint of combine."""
+    if channels == 1:
+        return (left.reshape(left.shape[0], -1) @ rows.reshape(rows.shape[0], -1).T).unsqueeze(-1)
+    a, c, b = _split(rows.shape[1:], channel_dim)
+    return torch.einsum(
+        "iacb,racb->irc", left.reshape(-1, a, c, b), rows.reshape(rows.shape[0], a, c, b)
+    )
+
+
+def history_sum(weights: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
+    """``sum_{m=1..r} weights[m-1] rows[r-m]`` for weights ``[n, S]`` (n >= r): one time step."""
+    return combine(weights[: rows.shape[0]].flip(0).unsqueeze(0), rows, channel_dim)[0]
+
+
+class _Remember(torch.autograd.Function):
+    """Append ``u`` to the history and form the sums of one step, for one or two sets of weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, history: Tensor, u: Tensor, weights: Tensor, lags: int, channel_dim: int | None,
+        log: HistoryLog,
+    ) -> tuple[Tensor, Tensor]:
+        buffer, filled = log.reserve(history, 1)
+        buffer[filled] = u
+        log.commit(buffer, filled + 1)
+        kept = min(history.shape[0] + 1, lags)
+        rows = buffer[filled + 1 - kept : filled + 1]
+        sums = combine(weights[:, :kept].flip(1), rows, channel_dim)
+        # Rows behind `filled` may be written later, never these: no version check is needed, and an
+        # alias (not the output itself) is kept so that no reference cycle forms.
+        ctx.rows, ctx.weights, ctx.channel_dim = rows, weights.detach(), channel_dim
+        ctx.dropped = history.shape[0] + 1 - kept
+        return rows.detach(), sums
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor | None, grad_sums: Tensor) -> Any:  # type: ignore[override]
+        rows, weights, channel_dim = ctx.rows, ctx.weights, ctx.channel_dim
+        kept = rows.shape[0]
+        flipped = weights[:, :kept].flip(1)
+        total = grad_rows
+        if weights.shape[-1] == 1 and total is not None:
+            total = torch.addmm(
+                total.reshape(kept, -1), flipped.squeeze(-1).T, grad_sums.reshape(weights.shape[0], -1)
+            ).reshape(rows.shape)
+        else:
+            spread = combine(flipped.transpose(0, 1), grad_sums, channel_dim)
+            total = spread if total is None else total + spread
+        grad_history = grad_weights = None
+        if ctx.needs_input_grad[0]:
+            grad_history = total[:-1]
+            if ctx.dropped:
+                grad_history = torch.cat([total.new_zeros(ctx.dropped, *rows.shape[1:]), grad_history])
+        if ctx.needs_input_grad[2]:
+            grad_weights = torch.zeros_like(weights)
+            grad_weights[:, :kept] = correlate(grad_sums, rows, channel_dim, weights.shape[-1]).flip(1)
+        return grad_history, total[-1], grad_weights, None, None, None
+
+
+def remember(
+    history: Tensor, u: Tensor, weights: Tensor, lags: int, channel_dim: int | None, log: HistoryLog
+) -> tuple[Tensor, Tensor]:
+    """Append ``u`` and sum: the history without and with it, and ``sums[g] = sum_m weights[g, m-1] u_{-m}``.
+
+    Args:
+        history: past rows ``[r, *shape]``.
+        u: the newest deviation ``[*shape]``.
+        weights: ``[G, n, S]``, n >= the number of rows summed.
+        lags: how many rows to sum and to keep.
+        channel_dim: which dimension of ``shape`` the S orders belong to.
+        log: the buffer to append to.
+
+    Returns:
+        The rows kept ``[min(r + 1, lags), *shape]`` and the sums ``[G, *shape]``; differentiable in all.
+    """
+    if torch.compiler.is_compiling():
+        # No buffer behind the scenes in a captured graph: the same rows and sums, functionally.
+        rows = torch.cat([history, u.unsqueeze(0)])
+        kept = min(rows.shape[0], lags)
+        rows = rows[rows.shape[0] - kept :]
+        return rows, combine(weights[:, :kept].flip(1), rows, channel_dim)
+    return _Remember.apply(history, u, weights, lags, channel_dim, log)

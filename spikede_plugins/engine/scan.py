@@ -1,0 +1,380 @@
+"""All T steps of a layer of independent neurons as one autograd function.
+
+Forward: ``h_k = c_k + (g - 1)(c_k - v_{k-1}) - sum_m W_m u_{k-m}``, ``c_k = charge(v_{k-1}, x_k)``,
+``s_k, v_k = fire(h_k)``, ``u_k = v_k - start`` (W are the bracket weights ``w_m + [m=1]``).
+
+Backward, with ``delta_k`` the adjoint of ``h_k`` and ``eta_k`` that of ``v_k``:
+
+    eta_k   = grad v_k + (g a_{k+1} + 1 - g) delta_{k+1} - sum_{m>=1} W_m delta_{k+m},  a = d charge / d v
+    delta_k = (ds/dh)_k grad s_k + (dv/dh)_k eta_k
+    d/dg = sum_k delta_k (c_k - v_{k-1}),     d/dW_m = -sum_k delta_k u_{k-m}
+
+the same causal sum run backwards in time with the same weights. ``ds/dh``, ``dv/dh`` and ``a`` are taken for
+all steps at once by differentiating the neuron's own functions, so any elementwise neuron and any
+surrogate has its exact adjoint without code of its own, and the graph holds one node a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikede_plugins.engine.history import HistoryLog, combine, correlate, history_sum
+from spikede_plugins.engine.operator import FractionalOperator
+from spikede_plugins.engine.step import History, check_channels, per_neuron
+from spikede_plugins.errors import OptionError
+from spikede_plugins.solvers.base import ExplicitSolver
+
+if TYPE_CHECKING:
+    from spikede_plugins.engine.affine import AffineCode
+
+_NO_STEPS = "the input sequence has no time steps (T = 0); give at least one."
+
+
+@dataclass(frozen=True)
+class ElementwiseNeuron:
+    """A neuron whose charge, firing and reset act on each element alone and are pure functions.
+
+    Attributes:
+        charge: ``(v, x, *params) -> v'``; must broadcast over a leading time dimension.
+        fire: ``(h, *params) -> (spike, v)``, firing and reset; likewise.
+        params: tensors the two depend on and that may need gradients.
+        code: the neuron in plain numbers, where it has that form; compiled graphs need it.
+    """
+
+    charge: Callable[..., Tensor]
+    fire: Callable[..., tuple[Tensor, Tensor]]
+    params: tuple[Tensor, ...] = ()
+    code: AffineCode | None = None
+
+
+def can_scan(operator: FractionalOperator) -> bool:
+    """Whether the scan serves this operator; the step engine serves all others."""
+    return isinstance(operator.solver, ExplicitSolver) and operator.memory_reset == "never"
+
+
+class Needs(NamedTuple):
+    """Which gradients a backward pass is asked for."""
+
+    x_seq: bool
+    v: bool
+    rows: bool
+    start: bool
+    gain: bool
+    weights: bool
+    params: tuple[bool, ...]
+
+
+class Past(NamedTuple):
+    """What a scan starts from, as the passes below take it.
+
+    Attributes:
+        v: potential before the first step ``[*shape]``.
+        rows: history rows ``[r, *shape]``, None before the first step after a reset.
+        start: potential the run started from ``[*shape]``.
+        limit: the largest lag that is summed.
+        channel_dim: the dimension of ``shape`` that has an order each, or None.
+    """
+
+    v: Tensor
+    rows: Tensor | None
+    start: Tensor
+    limit: int
+    channel_dim: int | None
+
+
+class Run(NamedTuple):
+    """What a forward pass leaves.
+
+    Attributes:
+        spikes, v, rows: spikes ``[T, *shape]``, the last potential, the history handed on.
+        v_seq: potentials after each step, if asked for.
+        h_seq: charged potentials before firing, if asked for.
+        all_rows: every deviation ``[entering + T, *shape]``, those of before included.
+        entering: how many rows were there before the first step.
+    """
+
+    spikes: Tensor
+    v: Tensor
+    rows: Tensor
+    v_seq: Tensor | None
+    h_seq: Tensor | None
+    all_rows: Tensor
+    entering: int
+
+
+class Gradients(NamedTuple):
+    """The gradients a backward pass finds; None where none was asked for."""
+
+    x_seq: Tensor | None
+    v: Tensor | None
+    rows: Tensor | None
+    start: Tensor | None
+    gain: Tensor | None
+    weights: Tensor | None
+    params: tuple[Tensor | None, ...]
+
+
+def forward_pass(
+    neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, gain: Tensor, weights: Tensor,
+    params: Sequence[Tensor], log: HistoryLog, *, keep_v: bool, keep_h: bool,
+) -> Run:  # fmt: skip
+    """The equations at the head of this file, step by step."""
+    v, rows, start, limit, channel_dim = past
+    steps, shape = x_seq.shape[0], v.shape
+    before = v.new_empty((0, *shape)) if rows is None else rows
+    buffer, end = log.reserve(before, steps + (rows is not None))
+    low = end - before.shape[0]
+    if rows is not None:
+        torch.sub(v, start, out=buffer[end])
+        end += 1
+    entering = end - low
+    g = per_neuron(gain, shape, channel_dim) - 1.0
+    h_seq = v.new_empty((steps, *shape)) if keep_h else None
+    v_seq = v.new_empty((steps, *shape)) if keep_v else None
+    spikes: Tensor | None = None
+    for k in range(steps):
+        c = neuron.charge(v, x_seq[k], *params)
+        h = c + g * (c - v)
+        kept = min(end - low, limit)
+        if kept:
+            h = h - history_sum(weights, buffer[end - kept : end], channel_dim)
+        s, v = neuron.fire(h, *params)
+        if spikes is None:
+            spikes = s.new_empty((steps, *s.shape))
+        spikes[k] = s
+        if h_seq is not None:
+            h_seq[k] = h
+        if v_seq is not None:
+            v_seq[k] = v
+        torch.sub(v, start, out=buffer[end])
+        end += 1
+    if spikes is None:
+        raise OptionError(_NO_STEPS)
+    log.commit(buffer, end - 1)  # the newest deviation is carried by v, not by the history
+    handed = min(end - 1 - low, limit)
+    return Run(spikes, v, buffer[end - 1 - handed : end - 1], v_seq, h_seq, buffer[low:end], entering)
+
+
+def backward_pass(
+    neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, gain: Tensor, weights: Tensor,
+    params: Sequence[Tensor], h_seq: Tensor, all_rows: Tensor, entering: int,
+    grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None, grad_v_seq: Tensor | None,
+    needs: Needs,
+) -> Gradients:  # fmt: skip
+    """The adjoint at the head of this file; ``all_rows`` and ``h_seq`` as the forward pass left them."""
+    v_in, rows_in, start, limit, channel_dim = past
+    steps, shape = x_seq.shape[0], v_in.shape
+    total = all_rows.shape[0]
+    handed = min(total - 1, limit)
+    first_handed = total - 1 - handed
+    g = per_neuron(gain, shape, channel_dim)
+
+    # Local derivatives of all steps at once.
+    v_prev = torch.cat([v_in.unsqueeze(0), start + all_rows[entering : entering + steps - 1]])
+    with torch.enable_grad():
+        v_at = v_prev.detach().requires_grad_()
+        x_at = x_seq.detach().requires_grad_(needs.x_seq)
+        p_at = [p.detach().requires_grad_(n) for p, n in zip(params, needs.params, strict=True)]
+        c_seq = neuron.charge(v_at, x_at, *p_at)
+        h_at = h_seq.detach().requires_grad_()
+        s_out, v_out = neuron.fire(h_at, *p_at)
+    slope = _diagonal(c_seq, v_at)
+    spike_slope = _diagonal(s_out, h_at)
+    reset_slope = _diagonal(v_out, h_at)
+
+    # The adjoint recursion.
+    delta = torch.empty_like(h_seq)
+    eta_seq = torch.empty_like(h_seq) if any(needs.params) else None
+    row_grad = torch.zeros_like(h_seq[0])
+    for k in range(steps - 1, -1, -1):
+        ahead = min(steps - 1 - k, limit)
+        into_row: Tensor | None = None
+        if ahead:
+            into_row = -combine(weights[:ahead].unsqueeze(0), delta[k + 1 : k + 1 + ahead], channel_dim)[0]
+        if grad_rows is not None and first_handed <= entering + k < total - 1:
+            into_row = _plus(into_row, grad_rows[entering + k - first_handed])
+        eta = into_row
+        if into_row is not None:
+            row_grad += into_row
+        if k < steps - 1:
+            eta = _plus(eta, (g * slope[k + 1] + (1.0 - g)) * delta[k + 1])
+        elif grad_v is not None:
+            eta = _plus(eta, grad_v)
+        if grad_v_seq is not None:
+            eta = _plus(eta, grad_v_seq[k])
+        if eta is None:
+            eta = torch.zeros_like(h_seq[k])
+        delta[k] = reset_slope[k] * eta
+        if grad_s is not None:
+            delta[k] += spike_slope[k] * grad_s[k].to(delta.dtype)
+        if eta_seq is not None:
+            eta_seq[k] = eta
+
+    # What the rows of before receive, and through them and their start the state that came in.
+    grad_past = grad_v_in = grad_start = None
+    if entering and (needs.v or needs.rows or needs.start):
+        grad_past = _past_gradient(weights, delta, entering, limit, channel_dim)
+        if grad_rows is not None and first_handed < entering:
+            grad_past[first_handed:] += grad_rows[: entering - first_handed]
+    if needs.start:
+        grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
+    if needs.v:
+        grad_v_in = (g * slope[0] + (1.0 - g)) * delta[0]
+        grad_v_in = _plus(grad_v_in, None if grad_past is None else grad_past[-1])
+
+    grad_gain = grad_weights = None
+    if needs.gain:
+        grad_gain = _sum_to(delta * (c_seq.detach() - v_prev), gain, channel_dim)
+    if needs.weights:
+        grad_weights = torch.zeros_like(weights)
+        for k in range(steps):
+            kept = min(entering + k, limit)
+            if kept:
+                row = all_rows[entering + k - kept : entering + k]
+                found_k = correlate(delta[k : k + 1], row, channel_dim, weights.shape[-1])[0]
+                grad_weights[:kept] -= found_k.flip(0)
+
+    # Input and parameters, of the charge and of firing.
+    outputs, cotangents = [c_seq], [(g * delta).expand_as(c_seq)]
+    if eta_seq is not None:
+        outputs += [s_out, v_out]
+        cotangents += [torch.zeros_like(s_out) if grad_s is None else grad_s.to(s_out.dtype), eta_seq]
+    wanted = [t for t in (x_at, *p_at) if t.requires_grad]
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    found: Sequence[Tensor | None] = ()
+    if wanted and pairs:
+        found = torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True
+        )
+    by_input = dict(zip(map(id, wanted), found, strict=False))
+    return Gradients(
+        by_input.get(id(x_at)),
+        grad_v_in,
+        grad_past[:-1] if needs.rows and grad_past is not None and rows_in is not None else None,
+        grad_start,
+        grad_gain,
+        grad_weights,
+        tuple(by_input.get(id(p)) for p in p_at),
+    )
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, neuron: ElementwiseNeuron, limit: int, channel_dim: int | None, log: HistoryLog,
+        keep_v: bool, x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, gain: Tensor,
+        weights: Tensor, *params: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        needs_grad = any(ctx.needs_input_grad)
+        run = forward_pass(
+            neuron, Past(v, rows, start, limit, channel_dim), x_seq, gain, weights, params, log,
+            keep_v=keep_v, keep_h=needs_grad,
+        )  # fmt: skip
+        if needs_grad:
+            ctx.save_for_backward(x_seq, v, start, gain, weights, run.h_seq, *params)
+            # Rows that are read in backward are never written again (see HistoryLog), so they need no
+            # version check; saved as an alias, not as the output, so that no reference cycle forms.
+            ctx.all_rows, ctx.entering = run.all_rows, run.entering
+            ctx.neuron, ctx.limit, ctx.channel_dim, ctx.fresh = neuron, limit, channel_dim, rows is None
+            ctx.set_materialize_grads(False)
+        return (run.spikes, run.v, run.rows.detach(), *([run.v_seq] if run.v_seq is not None else []))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
+        x_seq, v, start, gain, weights, h_seq, *params = ctx.saved_tensors
+        n = ctx.needs_input_grad
+        rows = None if ctx.fresh else ctx.all_rows[: ctx.entering - 1]
+        found = backward_pass(
+            ctx.neuron, Past(v, rows, start, ctx.limit, ctx.channel_dim), x_seq, gain, weights, params,
+            h_seq, ctx.all_rows, ctx.entering, grads[0], grads[1], grads[2],
+            grads[3] if len(grads) > 3 else None, Needs(n[5], n[6], n[7], n[8], n[9], n[10], n[11:]),
+        )  # fmt: skip
+        return (None, None, None, None, None, *found[:-1], *found.params)
+
+
+def _diagonal(out: Tensor, at: Tensor) -> Tensor:
+    """The derivative of an elementwise function, element by element (zero where it is constant)."""
+    if not out.requires_grad:
+        return torch.zeros_like(at)
+    (found,) = torch.autograd.grad(out, at, torch.ones_like(out), retain_graph=True, allow_unused=True)
+    return torch.zeros_like(at) if found is None else found
+
+
+def _past_gradient(
+    weights: Tensor, delta: Tensor, entering: int, limit: int, channel_dim: int | None
+) -> Tensor:
+    """``-sum_k W_{entering + k - j} delta_k`` for the rows j that were there before the first step."""
+    steps = delta.shape[0]
+    j = torch.arange(entering, device=delta.device).unsqueeze(1)
+    k = torch.arange(steps, device=delta.device).unsqueeze(0)
+    lag = entering + k - j
+    inside = lag <= min(limit, weights.shape[0])
+    matrix = weights[(lag - 1).clamp_max(weights.shape[0] - 1)] * inside.unsqueeze(-1)
+    return -combine(matrix, delta, channel_dim)
+
+
+def _sum_to(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
+    if like.shape[-1] == 1 or channel_dim is None:
+        return values.sum().reshape(1)
+    return values.movedim(channel_dim + 1, -1).reshape(-1, like.shape[-1]).sum(0)
+
+
+def scan(
+    operator: FractionalOperator,
+    neuron: ElementwiseNeuron,
+    x_seq: Tensor,
+    v: Tensor,
+    history: History,
+    log: HistoryLog,
+    *,
+    keep_v: bool = False,
+) -> tuple[Tensor, Tensor, History, Tensor | None]:
+    """Run ``T`` steps of a layer of elementwise neurons.
+
+    Args:
+        operator: order, explicit solver, memory, step size (see :func:`can_scan`).
+        neuron: charge and fire.
+        x_seq: input ``[T, *shape]``.
+        v: membrane potential ``[*shape]`` before the first step, in the dtype of the state.
+        history: what came before; ``FRESH`` makes ``v`` the start.
+        log: the buffer that history rows live in.
+        keep_v: also return the potential after every step.
+
+    Returns:
+        Spikes ``[T, *shape]``, the last potential, the history for the next step, and the potentials
+        ``[T, *shape]`` or None. Differentiable in ``x_seq``, ``v``, the history, gain, weights and the
+        neuron's parameters.
+
+    Raises:
+        OptionError: for T = 0, or per-channel orders that do not fit the shape.
+    """
+    if x_seq.dim() == 0 or x_seq.shape[0] == 0:
+        raise OptionError(_NO_STEPS)
+    channel_dim = check_channels(operator, v.shape)
+    past = 0 if history.rows is None else history.rows.shape[0] + 1
+    kernel = operator.kernel(past + x_seq.shape[0] - 1, v)
+    start = v if history.start is None else history.start
+    limit = operator.memory.lags(past + x_seq.shape[0])
+    x_seq = x_seq.to(v.dtype)
+    if torch.compiler.is_compiling() and neuron.code is not None:
+        from spikede_plugins.engine import scan_op
+
+        return scan_op.compiled_scan(
+            neuron, Past(v, history.rows, start, limit, channel_dim), x_seq, kernel, keep_v
+        )
+    out = _Scan.apply(
+        neuron, limit, channel_dim, log, keep_v, x_seq, v, history.rows, start, kernel.gain,
+        kernel.weights, *neuron.params,
+    )  # fmt: skip
+    return out[0], out[1], History(out[2], start), out[3] if keep_v else None

@@ -1,0 +1,195 @@
+"""One time step of any neuron with any solver: the definition that the scan engine must reproduce.
+
+    v_k = charge(v) + (gain - 1) (charge(v) - v) - sum_{m>=1} (w_m + [m=1]) u_{k-m},    v = v_{k-1}
+
+At alpha = 1 gain is 1 and every weight in the sum vanishes: the native value, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spikede_plugins.engine.history import HistoryLog, remember
+from spikede_plugins.engine.operator import FractionalOperator, Kernel
+from spikede_plugins.errors import OptionError
+from spikede_plugins.memory import WindowMemory
+from spikede_plugins.solvers.base import CorrectorSolver
+
+_NEWTON_STEPS = 30
+
+
+class History(NamedTuple):
+    """The past of a neuron layer; both None before the first step after a reset.
+
+    Attributes:
+        rows: deviations ``u = v - start`` of the steps before the newest one, ``[r, *shape]``. The newest
+            deviation is not among them: it is ``v - start`` of the potential the framework carries, so a
+            potential changed from outside (a reset, a user's hand) is remembered as it is.
+        start: the potential the run started from, ``[*shape]``; solvers with a corrector keep the rate
+            at the start behind it, ``[2, *shape]``.
+    """
+
+    rows: Tensor | None = None
+    start: Tensor | None = None
+
+
+FRESH = History()
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """The dtype potentials and histories are kept in: float32 at least, also under autocast."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def per_neuron(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
+    """``[S]`` numbers shaped to broadcast against a single time step ``shape``."""
+    if values.shape[-1] == 1 or channel_dim is None:
+        return values.reshape(())  # one number
+    view = [1] * len(shape)
+    view[channel_dim] = values.shape[-1]
+    return values.reshape(view)
+
+
+def check_channels(operator: FractionalOperator, shape: torch.Size) -> int | None:
+    """The channel dimension of a time step ``shape``, or None for one order.
+
+    Raises:
+        OptionError: if the dimension does not exist or its size is not the number of orders.
+    """
+    dim = operator.order.channel_dim
+    if dim is None:
+        return None
+    count = operator.order.alphas().shape[0]
+    if not -len(shape) <= dim < len(shape) or shape[dim] != count:
+        raise OptionError(
+            f"PerChannel has {count} orders for dimension {dim}, but one time step has shape "
+            f"{tuple(shape)}; give one order for each channel, or another dim=."
+        )
+    return dim % len(shape)
+
+
+def charge_step(
+    operator: FractionalOperator,
+    charge: Callable[[Tensor], Tensor],
+    v: Tensor,
+    history: History,
+    log: HistoryLog,
+    *,
+    affine: bool = False,
+) -> tuple[Tensor, History]:
+    """The fractional charge of one step, before firing.
+
+    Args:
+        operator: order, solver, memory, step size.
+        charge: the native charge ``v -> v'`` of this step, its input already bound.
+        v: the membrane potential ``[*shape]`` that the framework carries into the step.
+        history: what came before; ``FRESH`` makes ``v`` the start.
+        log: the buffer that history rows live in.
+        affine: whether ``charge`` is affine in v (implicit solvers then need no iteration).
+
+    Returns:
+        The charged potential ``[*shape]`` and the history for the next step.
+
+    Raises:
+        OptionError: if per-channel orders do not fit the shape.
+    """
+    channel_dim = check_channels(operator, v.shape)
+    corrector = isinstance(operator.solver, CorrectorSolver)
+    rows, start = history
+    past = 0 if rows is None else rows.shape[0] + 1
+    kernel = operator.kernel(past, v)
+
+    def spread(values: Tensor) -> Tensor:
+        return per_neuron(values, v.shape, channel_dim)
+
+    if rows is None or start is None:
+        charged = charge(v)
+        start = torch.stack([v, charged - v]) if corrector else v
+        rows = v.detach().new_empty((0, *v.shape))
+        sums = None
+    else:
+        weights = kernel.weights.unsqueeze(0)
+        if kernel.corrector_weights is not None:
+            weights = torch.stack([kernel.weights, kernel.corrector_weights])
+        u = v - (start[0] if corrector else start)
+        rows, sums = remember(rows, u, weights, operator.memory.lags(past), channel_dim, log)
+        charged = charge(v)
+
+    gain = spread(kernel.gain)
+    explicit = charged + (gain - 1.0) * (charged - v)
+    if sums is not None:
+        explicit = explicit - sums[0]
+    if not corrector:
+        return explicit, History(rows, start)
+    sought = _correct(operator, kernel, charge, explicit, start, sums, past, spread, affine)
+    return sought, History(rows, start)
+
+
+def _correct(
+    operator: FractionalOperator, kernel: Kernel, charge: Callable[[Tensor], Tensor], predicted: Tensor,
+    start: Tensor, sums: Tensor | None, past: int, spread: Callable[[Tensor], Tensor], affine: bool,
+) -> Tensor:
+    if kernel.corrector_gain is None or kernel.start_weights is None:
+        raise OptionError(f"solver {operator.solver.name!r} gave no corrector weights.")
+    gain = spread(kernel.corrector_gain)
+    known = start[0]
+    # A window that has slid past the start has forgotten its rate as well.
+    if not (isinstance(operator.memory, WindowMemory) and past > operator.memory.length):
+        known = known + gain * spread(kernel.start_weights[past]) * start[1]
+    if sums is not None:
+        known = known - sums[1]
+    solver = operator.solver
+    if isinstance(solver, CorrectorSolver) and solver.predictor is not None:
+        return known + gain * (charge(predicted) - predicted)
+    return _implicit(charge, known, gain, predicted, affine)
+
+
+def _implicit(
+    charge: Callable[[Tensor], Tensor], known: Tensor, gain: Tensor, guess: Tensor, affine: bool
+) -> Tensor:
+    """Solve ``v = known + gain (charge(v) - v)``, neuron by neuron.
+
+    An affine charge takes one Newton step; any other takes a bounded number, and the last one is the step
+    that carries the gradient (implicit function theorem).
+    """
+
+    def newton(v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = v.detach().requires_grad_()
+            slope = torch.autograd.grad(charge(at).sum(), at, allow_unused=True)[0]
+        slope = torch.zeros_like(v) if slope is None else slope
+        return v + (known + gain * (charge(v) - v) - v) / (1.0 + gain * (1.0 - slope))
+
+    v = guess.detach()
+    if not affine:
+        with torch.no_grad():
+            tiny = torch.finfo(v.dtype).eps * 4.0
+            for _ in range(_NEWTON_STEPS):
+                moved = newton(v)
+                done = bool(((moved - v).abs() <= tiny * (1.0 + moved.abs())).all())
+                v = moved
+                if done:
+                    break
+    return newton(v)
+
+
+def forget_fired(history: History, v: Tensor, spike: Tensor) -> History:
+    """The history after a step in which neurons fired, for ``memory_reset="spike"``.
+
+    Neurons that fired start anew from their reset potential; the others keep their past.
+    """
+    rows, start = history
+    if rows is None or start is None:
+        return history
+    fired = (spike.detach() != 0).reshape(v.shape)
+    if start.dim() > v.dim():
+        # The start rate belongs to the start that is forgotten.
+        first = torch.where(fired, v, start[0])
+        start = torch.stack([first, start[1].masked_fill(fired, 0.0)])
+    else:
+        start = torch.where(fired, v, start)
+    return History(rows.masked_fill(fired, 0.0), start)

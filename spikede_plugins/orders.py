@@ -1,0 +1,265 @@
+"""Fractional orders: fixed or learnable, one for a layer, one a channel, or several terms.
+
+The Caputo order alpha lives in (0, 1]; alpha = 1 is the ordinary derivative. A learnable order is an
+``nn.Parameter`` that is *read* through :func:`bounded`, so what the solvers see never leaves the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikede_plugins.errors import OptionError, OptionTypeError, OrderError
+
+#: A learnable order is kept at or above this value (weights and gain are smooth down to it).
+ALPHA_MIN = 1e-4
+
+
+def check_alpha(value: Any, what: str = "alpha") -> float:
+    """``value`` as a float in (0, 1].
+
+    Raises:
+        OptionTypeError: if it is not a number.
+        OrderError: if it is not finite or lies outside (0, 1].
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            value = float(value) if not isinstance(value, (str, bytes, bool)) else None
+        except (TypeError, ValueError):
+            value = None
+        if value is None:
+            raise OptionTypeError(
+                f"{what} must be a number in (0, 1], got {type(value).__name__}; "
+                f"pass e.g. {what}=0.7, PerChannel([...]) or MultiTerm([...], [...])."
+            )
+    alpha = float(value)
+    if not math.isfinite(alpha) or not 0.0 < alpha <= 1.0:
+        raise OrderError(
+            f"{what} must lie in (0, 1], got {alpha}; the Caputo order 1 is the ordinary "
+            f"(integer) neuron, smaller orders have longer memory. Pass e.g. {what}=0.7."
+        )
+    return alpha
+
+
+def _check_all(values: Iterable[Any], what: str) -> tuple[float, ...]:
+    if isinstance(values, Tensor):
+        values = values.detach().reshape(-1).tolist()
+    if isinstance(values, (str, bytes)):
+        raise OptionTypeError(f"{what} must be a sequence of numbers, got {values!r}.")
+    try:
+        items = list(values)
+    except TypeError as error:
+        raise OptionTypeError(
+            f"{what} must be a sequence of numbers in (0, 1], got {type(values).__name__}."
+        ) from error
+    if not items:
+        raise OrderError(f"{what} is empty; give at least one order in (0, 1].")
+    return tuple(check_alpha(v, f"{what}[{i}]") for i, v in enumerate(items))
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One order a channel.
+
+    Args:
+        alphas: orders in (0, 1], one for each channel.
+        dim: which dimension of a single time step ``[B, C, ...]`` counts the channels.
+
+    Raises:
+        OrderError: if an order lies outside (0, 1] or there is none.
+        OptionError: if ``dim`` is not an int.
+    """
+
+    alphas: tuple[float, ...]
+    dim: int = 1
+
+    def __init__(self, alphas: Sequence[float] | Tensor, dim: int = 1) -> None:
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise OptionError(f"PerChannel dim must be an int, got {dim!r}; use dim=1 for [B, C, ...].")
+        object.__setattr__(self, "alphas", _check_all(alphas, "PerChannel alphas"))
+        object.__setattr__(self, "dim", dim)
+
+
+@dataclass(frozen=True)
+class MultiTerm:
+    """Several orders at once: ``sum_i c_i D^{a_i} v = rate``.
+
+    Args:
+        orders: the orders ``a_i`` in (0, 1], all different.
+        coefficients: the positive factors ``c_i``, as many as orders.
+        learn_coefficients: make the coefficients trainable parameters.
+
+    Raises:
+        OrderError: if an order lies outside (0, 1], or the counts differ.
+        OptionError: if a coefficient is not finite and positive.
+    """
+
+    orders: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    learn_coefficients: bool = False
+
+    def __init__(
+        self,
+        orders: Sequence[float] | Tensor,
+        coefficients: Sequence[float] | Tensor,
+        learn_coefficients: bool = False,
+    ) -> None:
+        checked = _check_all(orders, "MultiTerm orders")
+        values = (
+            coefficients.detach().reshape(-1).tolist()
+            if isinstance(coefficients, Tensor)
+            else list(coefficients)
+        )
+        if len(values) != len(checked):
+            raise OrderError(
+                f"MultiTerm has {len(checked)} orders but {len(values)} coefficients; "
+                "give one coefficient for each order."
+            )
+        for i, c in enumerate(values):
+            if isinstance(c, bool) or not isinstance(c, (int, float)):
+                raise OptionTypeError(f"MultiTerm coefficients[{i}] must be a number, got {c!r}.")
+            if not math.isfinite(c) or c <= 0:
+                raise OptionError(
+                    f"MultiTerm coefficients[{i}] must be finite and positive, got {c}; "
+                    "sum_i c_i D^{a_i} v = rate has no decaying solution otherwise."
+                )
+        if not isinstance(learn_coefficients, bool):
+            raise OptionTypeError(
+                f"learn_coefficients must be True or False, got {learn_coefficients!r}."
+            )
+        object.__setattr__(self, "orders", checked)
+        object.__setattr__(self, "coefficients", tuple(float(c) for c in values))
+        object.__setattr__(self, "learn_coefficients", learn_coefficients)
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp whose gradient is stopped only where it would push further out of the interval."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(raw)
+        ctx.low, ctx.high = low, high
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        (raw,) = ctx.saved_tensors
+        # A descent step moves against the gradient: at the upper end a negative gradient pushes out.
+        outward = ((raw > ctx.high) & (grad < 0)) | ((raw < ctx.low) & (grad > 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+def bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    """``raw`` clamped to [low, high]; gradients that lead back inside pass, others stop."""
+    return _Bounded.apply(raw, low, high)
+
+
+class FractionalOrder(nn.Module):
+    """The order(s) of one neuron layer.
+
+    Args:
+        alpha: a float in (0, 1], :class:`PerChannel` or :class:`MultiTerm`.
+        learn_alpha: make the order(s) a trainable parameter named ``alpha``.
+
+    A fixed order holds no parameter and no buffer, so it adds no key to a ``state_dict``. A learnable
+    one adds ``alpha`` (and ``coefficients``); a checkpoint without them loads and leaves them as they are.
+
+    Raises:
+        OrderError, OptionError, OptionTypeError: for values that cannot be used.
+    """
+
+    def __init__(self, alpha: float | PerChannel | MultiTerm, learn_alpha: bool = False) -> None:
+        super().__init__()
+        if not isinstance(learn_alpha, bool):
+            raise OptionTypeError(f"learn_alpha must be True or False, got {learn_alpha!r}.")
+        self.learned = learn_alpha
+        self.channel_dim: int | None = None
+        learn_coefficients = False
+        coefficients: tuple[float, ...] | None = None
+        values: float | tuple[float, ...]
+        if isinstance(alpha, PerChannel):
+            values, self.channel_dim = alpha.alphas, alpha.dim
+        elif isinstance(alpha, MultiTerm):
+            values, coefficients = alpha.orders, alpha.coefficients
+            learn_coefficients = alpha.learn_coefficients
+        else:
+            values = check_alpha(alpha)
+        self.multi_term = coefficients is not None
+        self._fixed_alpha: float | tuple[float, ...] | None = None
+        self._fixed_coefficients: tuple[float, ...] | None = None
+        self.low = min(ALPHA_MIN, *(values if isinstance(values, tuple) else (values,)))
+        if learn_alpha:
+            self.alpha = nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))
+        else:
+            self._fixed_alpha = values
+        if learn_coefficients:
+            self.coefficients = nn.Parameter(
+                torch.tensor(coefficients, dtype=torch.get_default_dtype())
+            )
+        else:
+            self._fixed_coefficients = coefficients
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing here is trained, so that weights may be computed once and kept."""
+        return self._fixed_alpha is not None and (
+            not self.multi_term or self._fixed_coefficients is not None
+        )
+
+    @property
+    def is_one(self) -> bool:
+        """Whether this is the fixed integer order, for which the native neuron is the answer."""
+        if self._fixed_alpha is None or self.multi_term:
+            return False
+        values = self._fixed_alpha if isinstance(self._fixed_alpha, tuple) else (self._fixed_alpha,)
+        return all(v == 1.0 for v in values)
+
+    def alphas(self, device: torch.device | None = None) -> Tensor:
+        """The orders as seen by a solver: shape [] (one order), [C] (channels) or [K] (terms), float64."""
+        if self._fixed_alpha is not None:
+            return torch.tensor(self._fixed_alpha, dtype=torch.float64, device=device)
+        return bounded(self.alpha.to(device=device, dtype=torch.float64), self.low, 1.0)
+
+    def term_coefficients(self, device: torch.device | None = None) -> Tensor | None:
+        """The factors of a multi-term order, shape [K], float64; None for a single order."""
+        if not self.multi_term:
+            return None
+        if self._fixed_coefficients is not None:
+            return torch.tensor(self._fixed_coefficients, dtype=torch.float64, device=device)
+        return self.coefficients.to(device=device, dtype=torch.float64)
+
+    def describe(self) -> str:
+        """A short text for reports: the current value(s) and what is trained."""
+        values = self.alphas().detach().reshape(-1).tolist()
+        shown = ", ".join(f"{v:.4g}" for v in values[:4]) + (", ..." if len(values) > 4 else "")
+        if self.multi_term:
+            factors = self.term_coefficients()
+            text = " + ".join(
+                f"{c:.4g} D^{a:.4g}"
+                for c, a in zip(factors.detach().tolist() if factors is not None else [], values, strict=True)
+            )
+        elif self.channel_dim is not None:
+            text = f"{len(values)} channels [{shown}]"
+        else:
+            text = shown
+        return text + (" (learned)" if not self.fixed else "")
+
+    def extra_repr(self) -> str:
+        return self.describe()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:
+        # A checkpoint of the integer model knows no order: it loads, and the order stays as it is.
+        missing: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )

@@ -1,0 +1,89 @@
+"""Surrogate gradients: a step forward, the slope of a smooth function backward.
+
+    s = [z >= 0],      ds/dz := slope(z; a)
+
+| name | slope |
+|---|---|
+| sigmoid | a sigma(az) (1 - sigma(az)) |
+| atan | (a/2) / (1 + (pi a z / 2)^2) |
+| piecewise_quadratic | max(a - a^2 abs(z), 0) |
+| piecewise_exp | (a/2) exp(-a abs(z)) |
+| soft_sign | 1 / (2 a (1/a + abs(z))^2) |
+| super_spike | a / (1 + abs(z))^2 |
+| erf | (a / sqrt(pi)) exp(-(az)^2) |
+
+Source: Neftci, Mostafa & Zenke, IEEE Signal Processing Magazine 36 (2019); the scales are those the
+frameworks use, so that a surrogate means the same before and after conversion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikede_plugins.errors import UnknownNameError, nearest
+
+
+def _sigmoid(z: Tensor, a: float) -> Tensor:
+    s = torch.sigmoid(a * z)
+    return a * s * (1.0 - s)
+
+
+def _soft_sign(z: Tensor, a: float) -> Tensor:
+    distance = 1.0 / a + z.abs()
+    return 0.5 / (a * distance * distance)
+
+
+_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "sigmoid": _sigmoid,
+    "atan": lambda z, a: (0.5 * a) / (1.0 + (0.5 * math.pi * a * z).square()),
+    "piecewise_quadratic": lambda z, a: (a - a * a * z.abs()).clamp_min(0.0),
+    "piecewise_exp": lambda z, a: (0.5 * a) * torch.exp(-a * z.abs()),
+    "soft_sign": _soft_sign,
+    "super_spike": lambda z, a: a / (1.0 + z.abs()).square(),
+    "erf": lambda z, a: (a / math.sqrt(math.pi)) * torch.exp(-(a * z).square()),
+}
+
+
+def available_surrogates() -> list[str]:
+    """The names :func:`spike` and :func:`slope` know."""
+    return sorted(_SLOPES)
+
+
+def slope(z: Tensor, name: str, alpha: float) -> Tensor:
+    """The slope the surrogate ``name`` has at ``z`` (any shape).
+
+    Raises:
+        UnknownNameError: for a name that is not in the table; the nearest one is offered.
+    """
+    if name not in _SLOPES:
+        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, _SLOPES)}")
+    return _SLOPES[name](z, alpha)
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, name: str, alpha: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.name, ctx.alpha = name, alpha
+        return (z >= 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        (z,) = ctx.saved_tensors
+        return grad * slope(z, ctx.name, ctx.alpha), None, None
+
+
+def spike(z: Tensor, name: str = "atan", alpha: float = 2.0) -> Tensor:
+    """1 where ``z >= 0``, else 0, in the dtype of ``z``; the gradient is the surrogate's slope.
+
+    Raises:
+        UnknownNameError: for an unknown surrogate.
+    """
+    if name not in _SLOPES:
+        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, _SLOPES)}")
+    return _Spike.apply(z, name, alpha)
