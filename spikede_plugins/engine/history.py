@@ -77,7 +77,7 @@ def combine(matrix: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def correlate(left: Tensor, rows: Tensor, channel_dim: int | None, channels: int) -> Tensor:
-    """``out[i, r] = sum over the neurons of left[i] rows[r]``: shape ``[i, r, S]``, the adjoint of combine."""
+    """``out[i, r] = sum over neurons of left[i] rows[r]``, shape ``[i, r, S]``: the adjoint of combine."""
     if channels == 1:
         return (left.reshape(left.shape[0], -1) @ rows.reshape(rows.shape[0], -1).T).unsqueeze(-1)
     a, c, b = _split(rows.shape[1:], channel_dim)

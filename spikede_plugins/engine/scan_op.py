@@ -39,7 +39,7 @@ def _neuron(
         AffineCode(
             leak, tau, decay_input, rest, short_decay, threshold, reset, detach_reset,
             surrogate, surrogate_alpha,
-        )  # fmt: skip
+        )
     )
 
 
@@ -94,7 +94,8 @@ def scan_backward_op(
     all_rows = torch.cat([*before, v_seq - start])
     found = backward_pass(
         _neuron(leak, surrogate, numbers, reset, flags), _past(v, rows, start, limit, channel_dim), x_seq,
-        gain, weights, params, h_seq, all_rows, all_rows.shape[0] - x_seq.shape[0], grad_s, grad_v, grad_rows, grad_v_seq,
+        gain, weights, params, h_seq, all_rows, all_rows.shape[0] - x_seq.shape[0],
+        grad_s, grad_v, grad_rows, grad_v_seq,
         Needs(True, True, rows is not None, True, True, True, (True,) * len(params)),
     )  # fmt: skip
     inputs = (x_seq, v, torch.empty(0) if rows is None else rows, start, gain, weights, *params)

@@ -72,6 +72,74 @@ def check_channels(operator: FractionalOperator, shape: torch.Size) -> int | Non
     return dim % len(shape)
 
 
+class Step:
+    """One time step whose history sum is formed and whose charge is still to come.
+
+    Most neurons take :func:`charge_step`. This is for those whose framework evaluates its charge more than
+    once a step, or starts it from a potential that it has changed itself: the sum is formed only once.
+
+    Args:
+        operator: order, solver, memory, step size.
+        v: the membrane potential ``[*shape]`` that the framework carries into the step.
+        history: what came before; ``FRESH`` makes ``v`` the start.
+        log: the buffer that history rows live in.
+
+    Raises:
+        OptionError: if per-channel orders do not fit the shape.
+    """
+
+    def __init__(self, operator: FractionalOperator, v: Tensor, history: History, log: HistoryLog) -> None:
+        self.operator, self.v = operator, v
+        self.channel_dim = check_channels(operator, v.shape)
+        self.corrector = isinstance(operator.solver, CorrectorSolver)
+        rows, self.start = history
+        self.past = 0 if rows is None else rows.shape[0] + 1
+        self.kernel = kernel = operator.kernel(self.past, v)
+        self.sums: Tensor | None = None
+        if rows is None or self.start is None:
+            self.start = None
+            self.rows = v.detach().new_empty((0, *v.shape))
+            return
+        weights = kernel.weights.unsqueeze(0)
+        if kernel.corrector_weights is not None:
+            weights = torch.stack([kernel.weights, kernel.corrector_weights])
+        u = v - (self.start[0] if self.corrector else self.start)
+        lags = operator.memory.lags(self.past)
+        self.rows, self.sums = remember(rows, u, weights, lags, self.channel_dim, log)
+
+    def charge(
+        self, charge: Callable[[Tensor], Tensor], base: Tensor | None = None, *, affine: bool = False
+    ) -> tuple[Tensor, History]:
+        """The charged potential ``[*shape]`` and the history for the next step.
+
+        Args:
+            charge: the native charge ``v -> v'`` of this step, its input already bound.
+            base: the potential that the charge starts from, where it is not ``v`` itself; what lies between
+                them is an impulse at this step.
+            affine: whether ``charge`` is affine in v (implicit solvers then need no iteration).
+        """
+        operator, kernel = self.operator, self.kernel
+        v = self.v if base is None else base
+        charged = charge(v)
+        start = self.start
+        if start is None:
+            start = torch.stack([self.v, charged - v]) if self.corrector else self.v
+        history = History(self.rows, start)
+        explicit = charged + (self._spread(kernel.gain) - 1.0) * (charged - v)
+        if self.sums is not None:
+            explicit = explicit - self.sums[0]
+        if not self.corrector:
+            return explicit, history
+        known = start[0] if base is None else start[0] + (base - self.v)
+        sought = _correct(
+            operator, kernel, charge, explicit, known, start[1], self.sums, self.past, self._spread, affine
+        )
+        return sought, history
+
+    def _spread(self, values: Tensor) -> Tensor:
+        return per_neuron(values, self.v.shape, self.channel_dim)
+
+
 def charge_step(
     operator: FractionalOperator,
     charge: Callable[[Tensor], Tensor],
@@ -97,49 +165,20 @@ def charge_step(
     Raises:
         OptionError: if per-channel orders do not fit the shape.
     """
-    channel_dim = check_channels(operator, v.shape)
-    corrector = isinstance(operator.solver, CorrectorSolver)
-    rows, start = history
-    past = 0 if rows is None else rows.shape[0] + 1
-    kernel = operator.kernel(past, v)
-
-    def spread(values: Tensor) -> Tensor:
-        return per_neuron(values, v.shape, channel_dim)
-
-    if rows is None or start is None:
-        charged = charge(v)
-        start = torch.stack([v, charged - v]) if corrector else v
-        rows = v.detach().new_empty((0, *v.shape))
-        sums = None
-    else:
-        weights = kernel.weights.unsqueeze(0)
-        if kernel.corrector_weights is not None:
-            weights = torch.stack([kernel.weights, kernel.corrector_weights])
-        u = v - (start[0] if corrector else start)
-        rows, sums = remember(rows, u, weights, operator.memory.lags(past), channel_dim, log)
-        charged = charge(v)
-
-    gain = spread(kernel.gain)
-    explicit = charged + (gain - 1.0) * (charged - v)
-    if sums is not None:
-        explicit = explicit - sums[0]
-    if not corrector:
-        return explicit, History(rows, start)
-    sought = _correct(operator, kernel, charge, explicit, start, sums, past, spread, affine)
-    return sought, History(rows, start)
+    return Step(operator, v, history, log).charge(charge, affine=affine)
 
 
 def _correct(
     operator: FractionalOperator, kernel: Kernel, charge: Callable[[Tensor], Tensor], predicted: Tensor,
-    start: Tensor, sums: Tensor | None, past: int, spread: Callable[[Tensor], Tensor], affine: bool,
+    known: Tensor, start_rate: Tensor, sums: Tensor | None, past: int, spread: Callable[[Tensor], Tensor],
+    affine: bool,
 ) -> Tensor:
     if kernel.corrector_gain is None or kernel.start_weights is None:
         raise OptionError(f"solver {operator.solver.name!r} gave no corrector weights.")
     gain = spread(kernel.corrector_gain)
-    known = start[0]
     # A window that has slid past the start has forgotten its rate as well.
     if not (isinstance(operator.memory, WindowMemory) and past > operator.memory.length):
-        known = known + gain * spread(kernel.start_weights[past]) * start[1]
+        known = known + gain * spread(kernel.start_weights[past]) * start_rate
     if sums is not None:
         known = known - sums[1]
     solver = operator.solver
@@ -153,27 +192,27 @@ def _implicit(
 ) -> Tensor:
     """Solve ``v = known + gain (charge(v) - v)``, neuron by neuron.
 
-    An affine charge takes one Newton step; any other takes a bounded number, and the last one is the step
-    that carries the gradient (implicit function theorem).
+    Newton's method: one step solves an affine charge, any other takes a bounded number. A last step from the
+    solution changes nothing and carries the gradient (implicit function theorem).
     """
 
     def newton(v: Tensor) -> Tensor:
         with torch.enable_grad():
             at = v.detach().requires_grad_()
-            slope = torch.autograd.grad(charge(at).sum(), at, allow_unused=True)[0]
+            total = charge(at).sum()  # needs no gradient where the charge does not read v
+            slope = torch.autograd.grad(total, at, allow_unused=True)[0] if total.requires_grad else None
         slope = torch.zeros_like(v) if slope is None else slope
         return v + (known + gain * (charge(v) - v) - v) / (1.0 + gain * (1.0 - slope))
 
     v = guess.detach()
-    if not affine:
-        with torch.no_grad():
-            tiny = torch.finfo(v.dtype).eps * 4.0
-            for _ in range(_NEWTON_STEPS):
-                moved = newton(v)
-                done = bool(((moved - v).abs() <= tiny * (1.0 + moved.abs())).all())
-                v = moved
-                if done:
-                    break
+    with torch.no_grad():
+        tiny = torch.finfo(v.dtype).eps * 4.0
+        for _ in range(1 if affine else _NEWTON_STEPS):
+            moved = newton(v)
+            done = affine or bool(((moved - v).abs() <= tiny * (1.0 + moved.abs())).all())
+            v = moved
+            if done:
+                break
     return newton(v)
 
 
