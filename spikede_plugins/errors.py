@@ -14,6 +14,10 @@ class SpikedeError(Exception):
     """Root of all errors raised by spikede-plugins."""
 
 
+class SpikedeWarning(UserWarning):
+    """Something that was left out although a user may have counted on it."""
+
+
 class OrderError(SpikedeError, ValueError):
     """A fractional order outside (0, 1], not finite, or of the wrong count."""
 

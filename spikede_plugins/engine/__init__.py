@@ -4,7 +4,7 @@ from spikede_plugins.engine.affine import AffineCode, affine_neuron
 from spikede_plugins.engine.history import HistoryLog
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
 from spikede_plugins.engine.scan import ElementwiseNeuron, can_scan, scan
-from spikede_plugins.engine.step import FRESH, History, charge_step, forget_fired, state_dtype
+from spikede_plugins.engine.step import FRESH, History, Step, charge_step, forget_fired, state_dtype
 
 __all__ = [
     "FRESH",
@@ -14,6 +14,7 @@ __all__ = [
     "History",
     "HistoryLog",
     "Kernel",
+    "Step",
     "affine_neuron",
     "can_scan",
     "charge_step",

@@ -7,6 +7,7 @@ be views of one growing buffer (:class:`HistoryLog`) and nothing is copied, neit
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -63,27 +64,37 @@ def _split(shape: torch.Size, channel_dim: int | None) -> tuple[int, int, int]:
     return shape[:channel_dim].numel(), shape[channel_dim], shape[channel_dim + 1 :].numel()
 
 
+def _own_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Sums in the dtype of the state, also where autocast would make them products in half precision."""
+    kind = like.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
 def combine(matrix: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
     """``out[i] = sum_r matrix[i, r] rows[r]`` with matrix ``[i, r, S]`` and rows ``[r, *shape]``.
 
     One product for one order (S = 1), one a channel otherwise.
     """
-    if matrix.shape[-1] == 1:
-        product = matrix.squeeze(-1) @ rows.reshape(rows.shape[0], -1)
-    else:
-        a, c, b = _split(rows.shape[1:], channel_dim)
-        product = torch.einsum("irc,racb->iacb", matrix, rows.reshape(rows.shape[0], a, c, b))
+    with _own_precision(rows):
+        if matrix.shape[-1] == 1:
+            product = matrix.squeeze(-1) @ rows.reshape(rows.shape[0], -1)
+        else:
+            a, c, b = _split(rows.shape[1:], channel_dim)
+            product = torch.einsum("irc,racb->iacb", matrix, rows.reshape(rows.shape[0], a, c, b))
     return product.reshape(matrix.shape[0], *rows.shape[1:])
 
 
 def correlate(left: Tensor, rows: Tensor, channel_dim: int | None, channels: int) -> Tensor:
     """``out[i, r] = sum over neurons of left[i] rows[r]``, shape ``[i, r, S]``: the adjoint of combine."""
-    if channels == 1:
-        return (left.reshape(left.shape[0], -1) @ rows.reshape(rows.shape[0], -1).T).unsqueeze(-1)
-    a, c, b = _split(rows.shape[1:], channel_dim)
-    return torch.einsum(
-        "iacb,racb->irc", left.reshape(-1, a, c, b), rows.reshape(rows.shape[0], a, c, b)
-    )
+    with _own_precision(rows):
+        if channels == 1:
+            return (left.reshape(left.shape[0], -1) @ rows.reshape(rows.shape[0], -1).T).unsqueeze(-1)
+        a, c, b = _split(rows.shape[1:], channel_dim)
+        return torch.einsum(
+            "iacb,racb->irc", left.reshape(-1, a, c, b), rows.reshape(rows.shape[0], a, c, b)
+        )
 
 
 def history_sum(weights: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
@@ -118,9 +129,10 @@ class _Remember(torch.autograd.Function):
         flipped = weights[:, :kept].flip(1)
         total = grad_rows
         if weights.shape[-1] == 1 and total is not None:
-            total = torch.addmm(
-                total.reshape(kept, -1), flipped.squeeze(-1).T, grad_sums.reshape(weights.shape[0], -1)
-            ).reshape(rows.shape)
+            with _own_precision(rows):
+                total = torch.addmm(
+                    total.reshape(kept, -1), flipped.squeeze(-1).T, grad_sums.reshape(weights.shape[0], -1)
+                ).reshape(rows.shape)
         else:
             spread = combine(flipped.transpose(0, 1), grad_sums, channel_dim)
             total = spread if total is None else total + spread

@@ -30,6 +30,10 @@ class Solver(ABC):
     def accuracy(self, alpha: float) -> float:
         """The order p of the global error O(h^p) at a fixed time, as measured on smooth solutions."""
 
+    def accuracy_rough(self, alpha: float) -> float:
+        """The same on solutions that begin like ``t^alpha``, as most do; by default ``accuracy``."""
+        return self.accuracy(alpha)
+
     @abstractmethod
     def gain(self, alpha: Tensor, step_size: float) -> Tensor:
         """The factor of the newest rate, shape of ``alpha``; differentiable in ``alpha``."""

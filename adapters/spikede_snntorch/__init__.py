@@ -1,0 +1,37 @@
+"""Fractional neurons for snnTorch, and the adapter that puts them into a model.
+
+Raises:
+    MissingExtraError: on import, if snnTorch is not installed.
+"""
+
+from spikede_plugins.errors import MissingExtraError
+
+try:
+    import snntorch  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(
+        f"the snnTorch adapter needs snntorch, which could not be imported ({error}); "
+        'pip install "spikede-plugins[snntorch]"'
+    ) from error
+
+from spikede_snntorch.adapter import SnnTorchAdapter
+from spikede_snntorch.neurons import (
+    FractionalAlpha,
+    FractionalLapicque,
+    FractionalLeaky,
+    FractionalNeuron,
+    FractionalRLeaky,
+    FractionalRSynaptic,
+    FractionalSynaptic,
+)
+
+__all__ = [
+    "FractionalAlpha",
+    "FractionalLapicque",
+    "FractionalLeaky",
+    "FractionalNeuron",
+    "FractionalRLeaky",
+    "FractionalRSynaptic",
+    "FractionalSynaptic",
+    "SnnTorchAdapter",
+]

@@ -1,0 +1,165 @@
+"""Conversion between snnTorch's neurons and their fractional forms."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from spikede_plugins.adapter import Adapter, Support
+from spikede_plugins.engine import FractionalOperator
+
+from .neurons import FRACTIONAL, FractionalNeuron, from_native, to_native
+
+#: The native classes with a membrane charge of their own, most derived first where they derive.
+_CONVERTED = tuple(cls for cls in FRACTIONAL if cls.__module__.startswith("snntorch."))
+
+_WHOLE_SEQUENCE = "its membrane is one convolution over the whole sequence, with no charge or reset a step"
+
+#: Neurons of either release without a fractional form, by name: not every release has all of them.
+_UNSUPPORTED = {
+    "DeltaLeaky": "it fires on the change of its membrane between two steps and has no charge apart from "
+    "its forward method",
+    "LinearLeaky": f"{_WHOLE_SEQUENCE}; use torch.nn.Linear followed by Leaky",
+    "StateLeaky": f"{_WHOLE_SEQUENCE}; use Leaky",
+    "AssociativeLeaky": "its state is an associative memory summed over the whole sequence, not a membrane "
+    "charged step by step",
+    "LeakyParallel": "its membrane is the hidden state of a torch.nn.RNN run over the whole sequence; "
+    "use torch.nn.Linear followed by Leaky",
+    "SLSTM": "its membrane is the hidden state of an LSTM cell, whose gates are no membrane charge",
+    "SConv2dLSTM": "its membrane is the hidden state of a convolutional LSTM, whose gates are no "
+    "membrane charge",
+}
+
+
+def _listed(name: str) -> type[nn.Module] | None:
+    return getattr(snn, name, None)
+
+
+#: What makes up a neuron's dynamics beside its methods; a subclass that defines one of these changes them.
+_STATE_NAMES = (
+    "state_function", "beta", "alpha", "threshold", "mem", "syn", "syn_exc", "syn_inh", "spk", "reset", "V",
+    "R", "C", "time_step", "spike_grad", "state_quant", "inhibition", "init_hidden", "output", "reset_delay",
+    "reset_mechanism_val", "graded_spikes_factor", "recurrent", "__call__", "_call_impl", "__getattr__",
+    "__getattribute__", "__setattr__",
+)  # fmt: skip
+
+
+def _dynamics(native: type[nn.Module]) -> set[str]:
+    names = set(_STATE_NAMES)
+    for cls in native.__mro__[: native.__mro__.index(nn.Module)]:
+        names.update(name for name in vars(cls) if not name.startswith("__"))
+    return names - {"instances", "reset_dict"}
+
+
+def _changes(module: nn.Module, native: type[nn.Module]) -> list[str]:
+    """The dynamics that a subclass, or this one object, defines differently from its native class."""
+    names = _dynamics(native)
+    ours = set(native.__mro__)
+    changed = {name for cls in type(module).__mro__ if cls not in ours for name in vars(cls) if name in names}
+    for name, value in vars(module).items():
+        if name == "state_function":
+            bound = isinstance(value, types.MethodType) and value.__self__ is module
+            if not bound or value.__func__ is not getattr(native, value.__name__, None):
+                changed.add(name)
+        elif name in names and callable(value) and callable(getattr(native, name, None)):
+            changed.add(name)
+    return sorted(changed)
+
+
+class SnnTorchAdapter(Adapter):
+    """snnTorch 0.9.4 and 1.0.0: Leaky, Lapicque, Synaptic, Alpha, RLeaky, RSynaptic."""
+
+    name = "snntorch"
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        if isinstance(module, FractionalNeuron):
+            return False
+        others = tuple(cls for name in _UNSUPPORTED if (cls := _listed(name)) is not None)
+        return isinstance(module, (snn.SpikingNeuron, *others))
+
+    def is_fractional(self, module: nn.Module) -> bool:
+        return isinstance(module, FractionalNeuron)
+
+    def support(self, module: nn.Module) -> Support:
+        kind = type(module).__name__
+        for name, reason in _UNSUPPORTED.items():
+            listed = _listed(name)
+            if listed is not None and isinstance(module, listed):
+                own = "" if type(module) is listed else f"it derives from {name}: "
+                return Support(False, kind, own + reason)
+        native = next((cls for cls in _CONVERTED if isinstance(module, cls)), None)
+        if native is None:
+            known = ", ".join(cls.__name__ for cls in _CONVERTED)
+            return Support(False, kind, f"it derives from none of the neurons with a known charge ({known})")
+        changed = _changes(module, native)
+        if changed:
+            reason = f"it is a {native.__name__} with dynamics of its own: it defines {', '.join(changed)}"
+            return Support(False, kind, reason)
+        return Support(True, kind)
+
+    def to_fractional(self, module: nn.Module, operator: FractionalOperator) -> nn.Module:
+        return from_native(module, operator)
+
+    def to_native(self, module: nn.Module) -> nn.Module:
+        return to_native(module)
+
+    def operator(self, module: nn.Module) -> FractionalOperator:
+        return module.fractional  # type: ignore[return-value]
+
+    def reset_state(self, module: nn.Module) -> None:
+        """Zeros, as ``reset_mem`` gives; this neuron only, where ``utils.reset`` reaches all of a class."""
+        reset = getattr(module, "reset_mem", None)
+        if callable(reset):
+            reset()
+        for name in ("mem", "spk"):  # neurons over whole sequences keep their last results
+            value = vars(module).get(name)
+            if isinstance(value, Tensor):
+                setattr(module, name, value.detach())
+
+    # snnTorch finds the neurons to reset and to detach in lists that its constructors fill.
+
+    def finish(
+        self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]
+    ) -> None:
+        _forget(replaced)
+        _register(added)
+
+    def abandon(self, made: Sequence[nn.Module]) -> None:
+        _forget(made)
+
+    def adopt(self, copied: Sequence[nn.Module]) -> None:
+        _register(copied)
+        for module in copied:
+            _relink(module)
+
+
+def _register(neurons: Iterable[nn.Module]) -> None:
+    listed = {id(neuron) for neuron in snn.SpikingNeuron.instances}
+    spiking = (n for n in neurons if isinstance(n, snn.SpikingNeuron) and id(n) not in listed)
+    snn.SpikingNeuron.instances.extend(spiking)
+
+
+def _forget(neurons: Iterable[nn.Module]) -> None:
+    gone = {id(neuron): neuron for neuron in neurons}
+    lists: dict[int, list[Any]] = {id(snn.SpikingNeuron.instances): snn.SpikingNeuron.instances}
+    for neuron in gone.values():  # `init()` gives a class a list of its own
+        for cls in type(neuron).__mro__:
+            own = vars(cls).get("instances")
+            if isinstance(own, list):
+                lists[id(own)] = own
+    for instances in lists.values():
+        instances[:] = [neuron for neuron in instances if id(neuron) not in gone]
+
+
+def _relink(module: nn.Module) -> None:
+    """Lapicque derives its capacitance from a learnable beta at construction; a copy loses that graph."""
+    if not isinstance(module, snn.Lapicque) or not isinstance(module.beta, nn.Parameter):
+        return
+    capacitance = module.time_step / (module.R * torch.log(1 / module.beta))
+    if module.C.grad_fn is None and torch.equal(module.C, capacitance):
+        module.C = capacitance

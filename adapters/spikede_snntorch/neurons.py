@@ -1,0 +1,278 @@
+"""snnTorch's neurons with a fractional membrane.
+
+A fractional neuron derives from its native class and replaces one thing: the charge of the membrane,
+
+    mem_k = charge(mem) + (gain - 1) (charge(mem) - mem) - sum_{m>=1} (w_m + [m = 1]) u_{k-m}
+
+with ``u`` the deviation of the membranes *as returned* from the one the sequence started with. The native
+``forward`` does all the rest: resets and their delay, firing, inhibition, quantisation, synaptic currents,
+recurrence, and what is returned. A delayed reset is an impulse at the step it acts in.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any, ClassVar
+
+import snntorch as snn
+from torch import Tensor, nn
+
+from spikede_plugins.engine import (
+    FRESH,
+    FractionalOperator,
+    History,
+    HistoryLog,
+    Step,
+    forget_fired,
+    state_dtype,
+)
+from spikede_plugins.errors import OptionTypeError
+
+from .closures import unwrap, wrap
+from .pasts import Past, Pasts, detached
+
+#: What a fractional neuron has and its native one has not.
+_OWN = ("_pasts", "_step", "_past")
+
+
+class FractionalNeuron(snn.SpikingNeuron):
+    """The fractional part of a neuron; mixed in before a native snnTorch class.
+
+    The history goes with ``mem``: the tensor this neuron returned (or holds, with ``init_hidden``), or a
+    detached view of it, continues its sequence, without a graph where ``mem`` has none. Any other ``mem``
+    starts a new sequence from its value: zeros from ``init_*``, ``reset_mem``, ``reset_hidden`` or
+    ``utils.reset``, a new shape, a clone, a membrane set or edited by hand. Several sequences may run
+    through a neuron in turn, each with its own ``mem``.
+
+    ``mem`` and history are float32 at least, also under autocast. With ``memory_reset="spike"`` a neuron that
+    fires forgets its history in the step in which its reset acts: the step of the spike with
+    ``reset_delay=False``, the next one otherwise.
+    """
+
+    native_class: ClassVar[type[nn.Module]]
+    fractional: FractionalOperator
+    _pasts: Pasts
+    _step: Step | None
+    _past: Past | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise OptionTypeError(
+            f"{type(self).__name__} is made from a native neuron: "
+            f"convert_to_fractional(snntorch.{self.native_class.__name__}(...), alpha=0.7)."
+        )
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One time step ``[B, ...]``, with the arguments and results of the native neuron.
+
+        Raises:
+            OptionError: if per-channel orders do not fit the input.
+        """
+        if self.fractional.is_native:
+            return super().forward(*args, **kwargs)
+        self._step = None
+        try:
+            out = super().forward(*args, **kwargs)
+            if self._past is not None:
+                self._remember(self._past, out)
+        finally:
+            self._step = self._past = None
+        return out
+
+    def mem_reset(self, mem: Tensor) -> Tensor:
+        # The native forward asks for the reset once a step, when it has settled which membrane it starts
+        # from and before it charges.
+        if not self.fractional.is_native:
+            past = self._pasts.find(mem) or Past(FRESH, HistoryLog())
+            mem = self.mem = mem.to(state_dtype(mem))
+            history = _like(past.history, mem)
+            self._step = Step(self.fractional, mem, history, past.log)
+            self._past = Past(history, past.log)
+        return super().mem_reset(mem)
+
+    def _base_state_function(self, input_: Tensor) -> Any:
+        return self._charged(super()._base_state_function, input_)
+
+    def _base_state_reset_zero(self, input_: Tensor) -> Any:
+        return self._charged(super()._base_state_reset_zero, input_)
+
+    def _charged(self, native: Any, input_: Tensor) -> Any:
+        """The native states after the charge, the last of them, the membrane, charged fractionally.
+
+        Native code that resets to zero may charge twice a step, or from a membrane that it has reset itself.
+        """
+        step, past = self._step, self._past
+        if step is None or past is None:  # the integer neuron
+            return native(input_)
+        base = self.mem
+        states: list[Any] = []
+
+        def charge(mem: Tensor) -> Tensor:
+            self.mem = mem
+            states.append(native(input_))
+            last = states[-1]
+            return last[-1] if isinstance(last, tuple) else last
+
+        mem, history = step.charge(charge, None if base is step.v else base, affine=True)
+        self.mem = base
+        if history.start is step.v:  # the user may write to the tensor that the sequence started from
+            history = History(history.rows, step.v.clone())
+        self._past = Past(history, past.log)
+        first = states[0]
+        return (*first[:-1], mem) if isinstance(first, tuple) else mem
+
+    def _remember(self, past: Past, out: Any) -> None:
+        history, log = past
+        if self.fractional.memory_reset == "spike":
+            delayed = getattr(self, "reset_delay", True) or isinstance(self, snn.RSynaptic)
+            spike = self.reset if delayed else (out[0] if isinstance(out, tuple) else out)
+            history = forget_fired(history, self.mem, spike)
+        self._pasts.add(self.mem, Past(history, log))
+
+    # -- moving and copying -----------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        past = self._pasts.find(self.mem)
+        result = super()._apply(fn, recurse)
+        if past is not None:
+            rows, start = past.history
+            moved = History(None if rows is None else fn(rows), None if start is None else fn(start))
+            self._pasts.add(self.mem, Past(moved, past.log))
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A state that can be copied and pickled after a forward pass too: the values, not the graph."""
+        past = self._pasts.find(self.mem)
+        state = {key: value for key, value in vars(self).items() if key not in _OWN}
+        state["_buffers"] = {key: _without_graph(value) for key, value in self._buffers.items()}
+        history = FRESH if past is None else detached(past.history)
+        # Rows are views of a longer buffer, which would be copied whole.
+        state["_carried"] = None if history.rows is None else History(history.rows.clone(), history.start)
+        return {key: wrap(_without_graph(value)) for key, value in state.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        carried = state.pop("_carried", None)
+        super().__setstate__({key: unwrap(value) for key, value in state.items()})
+        _begin(self)
+        if carried is not None:
+            self._pasts.add(self.mem, Past(History(*carried), HistoryLog()))
+
+    def __reduce__(self) -> Any:
+        return _empty, (self.native_class,), self.__getstate__()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__reduce__()
+
+
+def _like(history: History, mem: Tensor) -> History:
+    rows, start = history
+    if rows is None or start is None or (rows.dtype == mem.dtype and rows.device == mem.device):
+        return history
+    return History(rows.to(mem), start.to(mem))
+
+
+def _without_graph(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
+
+
+def _begin(neuron: nn.Module) -> None:
+    vars(neuron).update(_pasts=Pasts(), _step=None, _past=None)
+
+
+class FractionalLeaky(FractionalNeuron, snn.Leaky):
+    """``Leaky``: charge(mem) = beta mem + x."""
+
+    native_class = snn.Leaky
+
+
+class FractionalLapicque(FractionalNeuron, snn.Lapicque):
+    """``Lapicque``: charge(mem) = (1 - dt / RC) mem + dt x / C."""
+
+    native_class = snn.Lapicque
+
+
+class FractionalSynaptic(FractionalNeuron, snn.Synaptic):
+    """``Synaptic``: syn' = alpha syn + x (integer), charge(mem) = beta mem + syn'."""
+
+    native_class = snn.Synaptic
+
+
+class FractionalAlpha(FractionalNeuron, snn.Alpha):
+    """``Alpha``: two integer currents, charge(mem) = tau_alpha (syn_exc' + syn_inh').
+
+    The native membrane has no memory of its own, so its rate is ``charge - mem``: relaxation to the currents.
+    """
+
+    native_class = snn.Alpha
+
+
+class FractionalRLeaky(FractionalNeuron, snn.RLeaky):
+    """``RLeaky``: charge(mem) = beta mem + x + recurrent(spk)."""
+
+    native_class = snn.RLeaky
+
+
+class FractionalRSynaptic(FractionalNeuron, snn.RSynaptic):
+    """``RSynaptic``: syn' = alpha syn + x + recurrent(spk) (integer), charge(mem) = beta mem + syn'."""
+
+    native_class = snn.RSynaptic
+
+
+#: The fractional class of each native one; subclasses are added as they are met.
+FRACTIONAL: dict[type[nn.Module], type[FractionalNeuron]] = {
+    cls.native_class: cls
+    for cls in (
+        FractionalLeaky,
+        FractionalLapicque,
+        FractionalSynaptic,
+        FractionalAlpha,
+        FractionalRLeaky,
+        FractionalRSynaptic,
+    )
+}
+
+
+def fractional_class(native_class: type[nn.Module]) -> type[FractionalNeuron]:
+    """The fractional class of a native neuron class or of a subclass of one."""
+    if native_class not in FRACTIONAL:
+        names = {"native_class": native_class, "__module__": __name__, "__doc__": native_class.__doc__}
+        made = type(f"Fractional{native_class.__name__}", (FractionalNeuron, native_class), names)
+        FRACTIONAL[native_class] = made
+    return FRACTIONAL[native_class]
+
+
+def _empty(native_class: type[nn.Module]) -> nn.Module:
+    cls = fractional_class(native_class)
+    return cls.__new__(cls)
+
+
+def _rebuilt(module: nn.Module, cls: type[nn.Module], leave: tuple[str, ...]) -> nn.Module:
+    """A ``cls`` with the contents of ``module``: own containers, the same parameters, hooks and settings."""
+    new = cls.__new__(cls)
+    for key, value in vars(module).items():
+        if key in leave:
+            continue
+        if key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            value = value.copy()
+        elif isinstance(value, types.MethodType) and value.__self__ is module:  # state_function
+            value = types.MethodType(value.__func__, new)
+        vars(new)[key] = value
+    return new
+
+
+def from_native(module: nn.Module, operator: FractionalOperator) -> FractionalNeuron:
+    """A fractional neuron in its start state, with the native one's parameters, hooks and settings."""
+    new: Any = _rebuilt(module, fractional_class(type(module)), ())
+    _begin(new)
+    new.fractional = operator
+    new.reset_mem()
+    return new
+
+
+def to_native(module: Any) -> nn.Module:
+    """The native neuron again, in its start state."""
+    new: Any = _rebuilt(module, module.native_class, _OWN)
+    del new._modules["fractional"]
+    new.reset_mem()
+    return new

@@ -1,0 +1,94 @@
+"""Which history belongs to which membrane potential.
+
+snnTorch hands the membrane ``mem`` to the user and takes it back at the next step, from an argument or from
+its own attribute, and starts again from zeros whenever it (or the user) likes. So a history cannot belong
+to the neuron: it belongs to one returned ``mem``, and is found again by the memory that this tensor occupies.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from spikede_plugins.engine import History, HistoryLog
+
+_KEPT = 16
+
+
+class Past(NamedTuple):
+    """What came before one membrane potential, and the buffer it is written to."""
+
+    history: History
+    log: HistoryLog
+
+
+class _Entry(NamedTuple):
+    storage: StorageWeakRef  # weak: a history lives no longer than its membrane
+    layout: tuple[Any, ...]
+    version: int
+    past: Past
+
+
+def _layout(mem: Tensor) -> tuple[Any, ...]:
+    return mem.dtype, mem.shape, mem.stride(), mem.storage_offset()
+
+
+def _version(mem: Tensor) -> int:
+    return 0 if mem.is_inference() else mem._version  # inference tensors keep no count
+
+
+def detached(history: History) -> History:
+    """The same history without its graph."""
+    rows, start = history
+    return History(None if rows is None else rows.detach(), None if start is None else start.detach())
+
+
+class Pasts:
+    """The histories of the membranes that one neuron has returned and that are still alive.
+
+    A membrane is known by its memory: the tensor itself or a detached view of it. One that was copied, or
+    written to since, is not known. Several sequences may run through a neuron in turn, each with its own
+    ``mem``, and an older ``mem`` may be taken up again.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+        self._limit = _KEPT
+
+    @torch.compiler.disable
+    def find(self, mem: Tensor) -> Past | None:
+        """The past of ``mem``, detached if ``mem`` is; None if it was not returned here as it is now."""
+        entry = self._entries.get(mem.untyped_storage()._cdata)
+        if entry is None or entry.storage.expired() or entry.layout != _layout(mem):
+            self._prune()  # a new sequence begins: let go of what the last one left
+            return None
+        # `mem.data` has a count of its own, from 0; a tensor that was written to never gets back to 0.
+        if _version(mem) not in (entry.version, 0):
+            return None
+        history, log = entry.past
+        return Past(detached(history) if mem.grad_fn is None else history, log)
+
+    @torch.compiler.disable
+    def add(self, mem: Tensor, past: Past) -> None:
+        """``mem`` was returned, with this past."""
+        storage = StorageWeakRef(mem.untyped_storage())
+        self._entries.pop(storage.cdata, None)
+        self._entries[storage.cdata] = _Entry(storage, _layout(mem), _version(mem), past)
+        if len(self._entries) > self._limit:
+            self._prune()
+            self._limit = max(_KEPT, 2 * len(self._entries))
+
+    def _prune(self) -> None:
+        # Newest first: the graph of a newer history may be all that keeps an older membrane alive.
+        for key in reversed(list(self._entries)):
+            if self._entries[key].storage.expired():
+                del self._entries[key]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pasts:
+        return Pasts()
+
+    def __reduce__(self) -> tuple[type[Pasts], tuple[()]]:
+        return Pasts, ()

@@ -1,0 +1,79 @@
+"""Fractional spiking neurons for existing SpikingJelly and snnTorch models.
+
+    from spikede_plugins import convert_to_fractional
+    fnet = convert_to_fractional(net, alpha=0.7)
+
+Importing this package imports torch and no SNN framework.
+"""
+
+from importlib.metadata import version
+
+from spikede_plugins.adapter import Adapter, Support
+from spikede_plugins.conversion import (
+    conversion_report,
+    convert_to_fractional,
+    plan_conversion,
+    restore_native,
+)
+from spikede_plugins.errors import (
+    ConversionError,
+    MissingExtraError,
+    OptionError,
+    OptionTypeError,
+    OrderError,
+    PluginError,
+    SpikedeError,
+    SpikedeWarning,
+    StateError,
+    UnknownNameError,
+    UnsupportedNeuronError,
+)
+from spikede_plugins.memory import FullMemory, Memory, WindowMemory
+from spikede_plugins.orders import MultiTerm, PerChannel
+from spikede_plugins.registry import (
+    available_adapters,
+    available_solvers,
+    get_solver,
+    refresh_plugins,
+    register_solver,
+)
+from spikede_plugins.report import ConversionReport, ReportRow
+from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
+
+__version__ = version("spikede-plugins")
+
+__all__ = [
+    "Adapter",
+    "ConversionError",
+    "ConversionReport",
+    "CorrectorSolver",
+    "ExplicitSolver",
+    "FullMemory",
+    "Memory",
+    "MissingExtraError",
+    "MultiTerm",
+    "OptionError",
+    "OptionTypeError",
+    "OrderError",
+    "PerChannel",
+    "PluginError",
+    "ReportRow",
+    "Solver",
+    "SpikedeError",
+    "SpikedeWarning",
+    "StateError",
+    "Support",
+    "UnknownNameError",
+    "UnsupportedNeuronError",
+    "WindowMemory",
+    "__version__",
+    "available_adapters",
+    "available_solvers",
+    "conversion_report",
+    "convert_to_fractional",
+    "get_solver",
+    "plan_conversion",
+    "refresh_plugins",
+    "register_solver",
+    "restore_native",
+]

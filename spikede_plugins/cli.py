@@ -1,0 +1,213 @@
+"""The command line: ``spikede doctor``, ``spikede plan MODULE:FACTORY``, ``spikede demo``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from torch import nn
+
+from spikede_plugins.conversion import plan_conversion
+from spikede_plugins.errors import OptionError, PluginError, SpikedeError
+from spikede_plugins.registry import ADAPTERS, PluginStatus, available_adapters, available_solvers, discover
+from spikede_plugins.registry import get_solver as solver_named
+
+_PACKAGES = ("torch", "numpy", "spikingjelly", "snntorch", "matplotlib", "scikit-learn", "rich")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. Errors a user can mend are one line on stderr and code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except SpikedeError as error:
+        print(f"spikede: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spikede", description="Fractional spiking neurons for SpikingJelly and snnTorch models."
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("spikede-plugins"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="versions, adapters, solvers and engines")
+    doctor.set_defaults(run=_doctor)
+
+    plan = commands.add_parser(
+        "plan",
+        help="show what a conversion would do to your model",
+        description=(
+            "Print the conversion table of a model. This imports MODULE and calls FACTORY: it runs your "
+            "code, with the current directory on the import path. The model itself is not changed."
+        ),
+    )
+    plan.add_argument(
+        "target", metavar="MODULE:FACTORY", help="a callable without arguments that returns a model"
+    )
+    plan.add_argument(
+        "--alpha",
+        nargs="+",
+        default=["0.7"],
+        metavar="A",
+        help="the order in (0, 1]; several for one a spiking layer; or PATTERN=A ... (default: 0.7)",
+    )
+    plan.add_argument("--method", default="gl", help="the solver, see 'spikede doctor' (default: gl)")
+    plan.add_argument("--memory", default="full", help="'full' or the length of a window (default: full)")
+    plan.add_argument("--include", nargs="+", metavar="PATTERN", help="convert these only")
+    plan.add_argument("--exclude", nargs="+", metavar="PATTERN", help="leave these as they are")
+    plan.add_argument("--learn-alpha", action="store_true", help="make the order trainable")
+    plan.set_defaults(run=_plan)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train an integer and a fractional network on handwritten digits",
+        description="Train, convert and compare on real data; prints a table and writes a figure.",
+    )
+    demo.add_argument("--out", default="spikede-demo", metavar="DIR", help="where the figure goes")
+    demo.add_argument("--quick", action="store_true", help="a smaller run, to see that it works")
+    demo.add_argument("--seeds", type=int, default=3, metavar="N", help="how many repetitions (default: 3)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+# -- doctor ---------------------------------------------------------------------------------------
+
+
+def engines() -> list[tuple[str, bool, str]]:
+    """Every engine: its name, whether it is active, and why (not)."""
+    return [("torch (autograd scan)", True, "runs everywhere torch does")]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _import_frameworks() -> None:
+    """An adapter is loaded once its framework is in use; a doctor wants to see them all."""
+    for name in discover(ADAPTERS):
+        package = name.partition(".")[0]
+        try:
+            if importlib.util.find_spec(package) is not None:
+                importlib.import_module(package)
+        except Exception as error:
+            print(f"  {package} cannot be imported: {type(error).__name__}: {error}")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    print("versions")
+    print(f"  python           {platform.python_version()}")
+    print(f"  spikede-plugins  {_version('spikede-plugins')}")
+    for package in _PACKAGES:
+        print(f"  {package:15}  {_version(package)}")
+    print("adapters")
+    _import_frameworks()
+    adapters = available_adapters()
+    for name, status in adapters.items():
+        print(f"  {name:15}  {_line(status)}")
+    print("solvers")
+    solvers = available_solvers()
+    for name, status in solvers.items():
+        print(f"  {name:15}  {_accuracy(name, status)}{_line(status)}")
+    print("engines")
+    for name, active, reason in engines():
+        print(f"  {name:22} {'active' if active else 'off'}: {reason}")
+    return 1 if any(s.state == "broken" for s in (*adapters.values(), *solvers.values())) else 0
+
+
+def _line(status: PluginStatus) -> str:
+    return " ".join(str(status).split())
+
+
+def _accuracy(name: str, status: PluginStatus) -> str:
+    if status.state != "ready":
+        return ""
+    solver = solver_named(name)
+    try:
+        low, high = solver.accuracy(0.5), solver.accuracy_rough(0.5)
+    except Exception as error:
+        raise PluginError(f"solver {name!r}: accuracy: {type(error).__name__}: {error}") from error
+    rough = "" if low == high else f", {high:.2g} from a t^alpha start"
+    return f"accuracy {low:.2g} at alpha = 0.5{rough}: "
+
+
+# -- plan -----------------------------------------------------------------------------------------
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    report = plan_conversion(
+        _load_model(arguments.target),
+        alpha=_alpha(arguments.alpha),
+        method=arguments.method,
+        memory=int(arguments.memory) if _is_int(arguments.memory) else arguments.memory,
+        include=arguments.include,
+        exclude=arguments.exclude,
+        learn_alpha=arguments.learn_alpha,
+    )
+    print(report)
+    return 1 if report.unsupported else 0
+
+
+def _is_int(text: str) -> bool:
+    return text.lstrip("+-").isdigit()
+
+
+def _alpha(values: list[str]) -> float | list[float] | dict[str, float]:
+    """``0.7``, ``0.7 0.5`` or ``conv.*=0.7 *=0.5`` as the option alpha."""
+    try:
+        if any("=" in value for value in values):
+            pairs = [value.rpartition("=")[::2] for value in values]
+            if not all(pattern for pattern, _ in pairs):
+                raise ValueError("mixed")
+            return {pattern: float(number) for pattern, number in pairs}
+        numbers = [float(value) for value in values]
+    except ValueError as error:
+        raise OptionError(
+            f"--alpha takes a number, one for each layer, or PATTERN=NUMBER pairs, got {' '.join(values)!r}."
+        ) from error
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _load_model(target: str) -> nn.Module:
+    """Import the module, call the factory.
+
+    Raises:
+        OptionError: if that does not lead to a model; the user's own exception is chained.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise OptionError(f"expected MODULE:FACTORY, e.g. mypackage.models:make_net, got {target!r}.")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+        model = found if isinstance(found, nn.Module) else found()  # type: ignore[operator]
+    except Exception as error:
+        raise OptionError(f"{target} gave no model: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"{target} must give a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+# -- demo -----------------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from spikede_plugins.demo import run_demo
+
+    run_demo(out=arguments.out, quick=arguments.quick, seeds=arguments.seeds)
+    return 0
