@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.solvers.glmulti import MultiTermGrunwaldLetnikov
 
 MEMORY_RESETS = ("never", "spike")
+_CPU = torch.device("cpu")
 
 
 class Kernel(NamedTuple):
@@ -35,6 +37,30 @@ class Kernel(NamedTuple):
     corrector_gain: Tensor | None = None
     corrector_weights: Tensor | None = None
     start_weights: Tensor | None = None
+
+
+class _Kept(NamedTuple):
+    values: tuple[float, ...]
+    kernel: Kernel
+    tangents: list[list[Kernel]] | None
+
+
+def _jvp(function: Callable[..., Kernel], at: list[Tensor], index: int, direction: Tensor) -> Kernel:
+    """The derivative of a kernel in one direction of one of its numbers, by two reverse passes.
+
+    The first is linear in its cotangent u; differentiating that in u gives the forward derivative.
+    """
+    with torch.enable_grad():
+        inputs = [t.detach().clone().requires_grad_(i == index) for i, t in enumerate(at)]
+        fields = []
+        for out in function(*inputs):
+            if out is None or not out.requires_grad:
+                fields.append(None if out is None else torch.zeros_like(out))
+                continue
+            u = torch.zeros_like(out, requires_grad=True)
+            (back,) = torch.autograd.grad(out, inputs[index], u, create_graph=True)
+            fields.append(torch.autograd.grad(back, u, direction)[0])
+    return Kernel(*fields)  # type: ignore[arg-type]
 
 
 class FractionalOperator(nn.Module):
@@ -84,7 +110,7 @@ class FractionalOperator(nn.Module):
         self.memory = memory if memory is not None else FullMemory()
         self.step_size = float(step_size)
         self.memory_reset = memory_reset
-        self._cache: dict[Any, Kernel] = {}
+        self._cache: dict[Any, _Kept] = {}
 
     @property
     def is_native(self) -> bool:
@@ -94,30 +120,86 @@ class FractionalOperator(nn.Module):
     def kernel(self, past: int, like: Tensor) -> Kernel:
         """Gain and weights for steps that look back at most ``past`` states, as ``like`` needs them.
 
-        Fixed orders are computed once (float64, on the CPU), kept, and grown by doubling; learnable
-        ones are computed anew, with a graph to alpha and the coefficients.
+        Numbers are computed once for the orders as they are (float64, on the CPU), kept, and grown by
+        doubling; with learnable orders so are their derivatives, so that a step costs no more than a sum.
         """
         needed = max(1, self.memory.lags(past))
         if isinstance(self.solver, CorrectorSolver):
             needed = past + 1  # the starting weight of the step itself
-        if not self.order.fixed:
-            return self._compute(needed, like)
+        with_graph = torch.is_grad_enabled() and not self.order.fixed
         key = (like.dtype, like.device)
         kept = self._cache.get(key)
-        if kept is None or kept.weights.shape[0] < needed:
-            if torch.compiler.is_compiling():
-                # A compiled graph may reuse its memory; what it computes is not for keeping.
-                return self._compute(needed, like)
+        if torch.compiler.is_compiling():
+            # A compiled graph may reuse its memory (what it computes is not for keeping) and learns alpha
+            # through the formulas themselves.
+            usable = kept is not None and self.order.fixed and kept.kernel.weights.shape[0] >= needed
+            return kept.kernel if usable and kept is not None else self._compute(needed, like)
+        values = self._values()
+        if (
+            kept is None
+            or kept.values != values
+            or kept.kernel.weights.shape[0] < needed
+            or (with_graph and kept.tangents is None)
+        ):
             length = 64
             while length < needed:
                 length *= 2
             with torch.no_grad():
-                kept = self._compute(length, like)
+                kernel = self._compute(length, like)
+            kept = _Kept(values, kernel, self._tangents(length, like) if with_graph else None)
             self._cache[key] = kept
-        return kept
+        if not with_graph or kept.tangents is None:
+            return kept.kernel
+        return self._with_graph(kept.kernel, kept.tangents)
 
-    def _compute(self, n: int, like: Tensor) -> Kernel:
-        alphas = self.order.alphas(torch.device("cpu"))
+    def _values(self) -> tuple[float, ...]:
+        """The numbers the kernel depends on, as they are now."""
+        if self.order.fixed:
+            return ()
+        with torch.no_grad():
+            return tuple(x for t in self._learnable() for x in t.reshape(-1).tolist())
+
+    def _learnable(self) -> list[Tensor]:
+        """Orders and coefficients as the solver sees them, float64, with their graph."""
+        coefficients = self.order.term_coefficients(_CPU)
+        return [self.order.alphas(_CPU), *([] if coefficients is None else [coefficients])]
+
+    def _tangents(self, n: int, like: Tensor) -> list[list[Kernel]]:
+        """The derivative of the kernel to each number it depends on: by parameter, then by number.
+
+        One order a channel is one derivative, as every column of the weights has its own order.
+        """
+        numbers = [t.detach() for t in self._learnable()]
+        tangents = []
+        for i, number in enumerate(numbers):
+            directions = (
+                list(torch.eye(number.numel(), dtype=number.dtype))
+                if self.order.multi_term
+                else [torch.ones_like(number)]
+            )
+            tangents.append(
+                [
+                    _jvp(lambda *given: self._compute(n, like, list(given)), numbers, i, direction)
+                    for direction in directions
+                ]
+            )
+        return tangents
+
+    def _with_graph(self, kernel: Kernel, tangents: list[list[Kernel]]) -> Kernel:
+        """The kernel as a function of the parameters: its value, and to first order its change."""
+        fields: list[Tensor | None] = list(kernel)
+        for number, derivatives in zip(self._learnable(), tangents, strict=True):
+            change = number - number.detach()  # zero, and the way back to the parameter
+            parts = change.reshape(-1).unbind() if self.order.multi_term else [change.reshape(-1)]
+            for part, derivative in zip(parts, derivatives, strict=True):
+                for i, (field, slope) in enumerate(zip(fields, derivative, strict=True)):
+                    if field is not None and slope is not None:
+                        fields[i] = field + slope * part.to(device=field.device, dtype=field.dtype)
+        return Kernel(*fields)  # type: ignore[arg-type]
+
+    def _compute(self, n: int, like: Tensor, given: list[Tensor] | None = None) -> Kernel:
+        numbers = self._learnable() if given is None else given
+        alphas = numbers[0]
 
         def cast(t: Tensor) -> Tensor:
             return t.to(device=like.device, dtype=like.dtype)
@@ -128,10 +210,9 @@ class FractionalOperator(nn.Module):
         first = torch.zeros(n, 1, dtype=torch.float64)
         first[0] = 1.0
         solver = self.solver
-        coefficients = self.order.term_coefficients(torch.device("cpu"))
-        if coefficients is not None:
+        if len(numbers) > 1:
             multi = solver if isinstance(solver, MultiTermGrunwaldLetnikov) else MultiTermGrunwaldLetnikov()
-            gain, weights = multi.terms(alphas, coefficients, self.step_size, n)
+            gain, weights = multi.terms(alphas, numbers[1], self.step_size, n)
             return Kernel(cast(flat(gain)), cast(flat(weights) + first))
         if isinstance(solver, CorrectorSolver):
             corrector = (
