@@ -1,0 +1,59 @@
+"""The conversion between native and fractional SpikingJelly neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spikingjelly.activation_based import base, functional
+from torch import nn
+
+from spikede_plugins.adapter import Adapter, Support
+from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.errors import UnsupportedNeuronError
+from spikede_spikingjelly.node import FractionalNode
+from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
+
+
+class SpikingJellyAdapter(Adapter):
+    """Knows SpikingJelly's neurons, in every release that has ``spikingjelly.activation_based``."""
+
+    name = "spikingjelly"
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        return is_neuron(module)
+
+    def is_fractional(self, module: nn.Module) -> bool:
+        return isinstance(module, FractionalNode)
+
+    def support(self, module: nn.Module) -> Support:
+        return support_of(module)
+
+    def to_fractional(self, module: nn.Module, operator: FractionalOperator) -> nn.Module:
+        dynamics = dynamics_of(module)
+        if dynamics is None:
+            found = support_of(module)
+            raise UnsupportedNeuronError(f"{found.kind} has no fractional form: {found.reason}.")
+        return FractionalNode.from_native(module, operator, dynamics)
+
+    def to_native(self, module: nn.Module) -> nn.Module:
+        return _fractional(module).to_native()
+
+    def operator(self, module: nn.Module) -> FractionalOperator:
+        return _fractional(module).fractional
+
+    def reset_state(self, module: nn.Module) -> None:
+        if isinstance(module, base.MemoryModule):
+            module.reset()
+
+    def finish(self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]) -> None:
+        # Some releases remember which modules of a net to reset; nets nested in this one do so too.
+        forget = getattr(functional, "invalidate_reset_cache", None)
+        if forget is not None:
+            for module in model.modules():
+                forget(module)
+
+
+def _fractional(module: nn.Module) -> FractionalNode:
+    if not isinstance(module, FractionalNode):
+        raise TypeError(f"expected a FractionalNode of SpikingJelly, got {type(module).__name__}.")
+    return module

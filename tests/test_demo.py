@@ -1,0 +1,128 @@
+"""The demo runs, and what it writes is what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+for needed in ("sklearn", "matplotlib", "rich"):
+    pytest.importorskip(needed)
+
+from spikede_plugins import demo
+from spikede_plugins.errors import MissingExtraError, OptionError
+
+INSTALLED = [name for name in ("spikingjelly", "snntorch") if demo._installed(name)]
+
+if not INSTALLED:
+    pytest.skip("no framework installed", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
+    return demo.run_demo(folder, quick=True), folder
+
+
+def comparable(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds_per_epoch"} for row in result["results"]]
+
+
+def test_the_figure_is_a_picture(quick: tuple[dict[str, Any], Path]) -> None:
+    result, folder = quick
+    assert Path(result["figure"]) == folder / "demo.png"
+    content = (folder / "demo.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and 20_000 < len(content) < 400_000
+
+
+def test_the_json_holds_what_is_returned(quick: tuple[dict[str, Any], Path]) -> None:
+    result, folder = quick
+    text = (folder / "demo.json").read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(json.dumps({**result, "figure": "demo.png"}))
+    assert {"settings", "versions", "results", "summary", "verdicts", "seconds", "figure"} <= result.keys()
+    assert set(result["versions"]) == {"python", "torch", *INSTALLED}
+    assert result["quick"] is True and result["seconds"] < 60
+
+
+def test_every_framework_runs_every_variant(quick: tuple[dict[str, Any], Path]) -> None:
+    result, _ = quick
+    seen = [(row["framework"], row["variant"]) for row in result["results"]]
+    assert seen == [(f, v) for f in INSTALLED for v in ("integer", "fractional", "learned", "slow")]
+    for row in result["results"]:
+        assert 0.0 <= row["clean"] <= 1.0 and 0.0 <= row["noisy"] <= 1.0
+        assert len(row["alphas"]) == 2 and all(0.0 < a <= 1.0 for a in row["alphas"])
+    fixed, learned = (
+        [row["alphas"] for row in result["results"] if row["variant"] == variant]
+        for variant in ("fractional", "learned")
+    )
+    assert all(a == [0.7, 0.7] for a in fixed)
+    assert all(a != [0.7, 0.7] for a in learned), "training did not move the orders"
+    assert len(result["verdicts"]) == 2 * len(INSTALLED)
+
+
+def test_alpha_one_is_the_native_net(quick: tuple[dict[str, Any], Path]) -> None:
+    flags = [row["same_as_native"] for row in quick[0]["results"] if row["variant"] == "integer"]
+    assert flags == [True] * len(INSTALLED)
+
+
+def test_one_framework_alone_gives_the_same_numbers_again(
+    quick: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Deterministic, and a missing framework is left out with a word."""
+    kept = INSTALLED[0]
+    installed = demo._installed
+    monkeypatch.setattr(
+        demo, "_installed", lambda name: installed(name) and (name == kept or name not in INSTALLED)
+    )
+    torch.manual_seed(5)
+    random_state, threads = torch.get_rng_state(), torch.get_num_threads()
+    result = demo.run_demo(tmp_path, quick=True)
+    assert comparable(result) == [row for row in comparable(quick[0]) if row["framework"] == kept]
+    assert result["skipped_frameworks"] == [n for n in ("spikingjelly", "snntorch") if n != kept]
+    assert "is not installed and is left out" in capsys.readouterr().out
+    assert torch.equal(torch.get_rng_state(), random_state), "the caller's random state was touched"
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib", "rich"])
+def test_a_missing_extra_names_the_pip_command(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_installed", lambda name: name != package)
+    with pytest.raises(MissingExtraError, match=r'pip install "spikede-plugins\[demo\]"') as caught:
+        demo.run_demo(tmp_path / "out")
+    assert package.removeprefix("sk") in str(caught.value)
+    assert isinstance(caught.value, ImportError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_any_framework(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_installed", lambda name: name not in ("spikingjelly", "snntorch"))
+    with pytest.raises(MissingExtraError, match="spikingjelly or snntorch"):
+        demo.run_demo(tmp_path)
+    with pytest.raises(MissingExtraError, match=r"\[demo,snntorch\]"):
+        demo.run_demo(tmp_path, frameworks=["snntorch"])
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="at least 1, got 0"):
+        demo.run_demo(tmp_path, seeds=0)
+    with pytest.raises(OptionError, match="did you mean 'snntorch'"):
+        demo.run_demo(tmp_path, frameworks="snntroch")
+
+
+def test_mean_and_spread() -> None:
+    assert demo._mean_std([0.5]) == (0.5, 0.0)
+    mean, std = demo._mean_std([1.0, 2.0, 3.0])
+    assert mean == 2.0 and std == pytest.approx(1.0)
+
+
+def test_a_row_lasts_as_many_steps_as_asked() -> None:
+    images = torch.arange(2 * 64.0).reshape(2, 8, 8)
+    sequence = demo._sequence(images, demo.Settings(repeat=2))
+    assert sequence.shape == (16, 2, 8)
+    assert torch.equal(sequence[6], images[:, 3]) and torch.equal(sequence[7], images[:, 3])
