@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ import torch
 from spikede_plugins import MultiTerm, PerChannel
 from spikede_plugins.engine import (
     FRESH,
+    AffineCode,
     ElementwiseNeuron,
     FractionalOperator,
     HistoryLog,
+    affine_neuron,
     charge_step,
     forget_fired,
     scan,
@@ -203,7 +206,7 @@ def test_a_potential_set_by_hand_is_remembered_as_an_impulse():
     operator, neuron = make_operator("gl"), make_neuron()
     x, v = make_input(steps=6)
     _, _, v3, past = stepwise(operator, neuron, x[:3], v)
-    h, moved = charge_step(operator, lambda u: u, v3 + 1.0, past, HistoryLog())
+    _, moved = charge_step(operator, lambda u: u, v3 + 1.0, past, HistoryLog())
     torch.testing.assert_close(moved.rows[-1], v3 + 1.0 - v)
 
 
@@ -265,7 +268,7 @@ def test_implicit_step_solves_its_equation():
     def rate(u):
         return 0.3 - 0.4 * u + 0.1 * u * u
 
-    v, history = charge_step(operator, lambda u: u + rate(u), start, FRESH, HistoryLog())
+    v, _ = charge_step(operator, lambda u: u + rate(u), start, FRESH, HistoryLog())
     kernel = operator.kernel(0, start)
     right = start + kernel.corrector_gain * (rate(v) + kernel.start_weights[0] * rate(start))
     torch.testing.assert_close(v, right)
@@ -361,6 +364,27 @@ def test_nan_goes_through_and_stays_where_it_is():
     potentials = scanned(operator, neuron, x, v)[1]
     assert potentials[2:, 0, 0, 0].isnan().all()
     assert potentials.isnan().sum() == 7
+
+
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("leak", ["none", "divide", "multiply"])
+@pytest.mark.parametrize(("reset", "detach"), list(itertools.product([None, 0.1], [False, True])))
+def test_closed_form_derivatives_equal_autograd(leak, decay_input, reset, detach):
+    """Affine neurons: the same gradients with the closed forms as by differentiating charge and fire."""
+    factor = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    code = AffineCode(
+        leak=leak, tau=2.5, decay_input=decay_input, rest=0.1 if reset else 0.0, threshold=0.8,
+        reset=reset, detach_reset=detach, surrogate="atan", surrogate_alpha=2.0,
+    )  # fmt: skip
+    neuron = affine_neuron(code, (factor,) if leak == "multiply" else ())
+    x, v = make_input()
+    operator = make_operator("gl")
+    inputs = [x, v, *operator.parameters(), *neuron.params]
+    closed = scanned(operator, neuron, x, v)
+    found = scanned(operator, replace(neuron, derivatives=None), x, v)
+    assert torch.equal(closed[0], found[0])
+    for a, b in zip(gradients(closed[:2], inputs), gradients(found[:2], inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_an_empty_sequence_is_refused():

@@ -126,8 +126,8 @@ class _Affine(Dynamics):
             return affine_neuron(
                 replace(code, surrogate=known[0], surrogate_alpha=known[1]), params, node.surrogate_function
             )
-        # Only the framework itself knows this surrogate: no code for compiled graphs.
-        return replace(affine_neuron(code, params, node.surrogate_function), code=None)
+        # Only the framework itself knows this surrogate: no code for compiled graphs, no closed form.
+        return replace(affine_neuron(code, params, node.surrogate_function), code=None, derivatives=None)
 
 
 class IntegrateAndFire(_Affine):

@@ -10,8 +10,8 @@ Backward, with ``delta_k`` the adjoint of ``h_k`` and ``eta_k`` that of ``v_k``:
     d/dg = sum_k delta_k (c_k - v_{k-1}),     d/dW_m = -sum_k delta_k u_{k-m}
 
 the same causal sum run backwards in time with the same weights. ``ds/dh``, ``dv/dh`` and ``a`` are taken for
-all steps at once by differentiating the neuron's own functions, so any elementwise neuron and any
-surrogate has its exact adjoint without code of its own, and the graph holds one node a scan.
+all steps at once, in closed form or by differentiating the neuron's own functions, so any elementwise neuron
+and any surrogate has its exact adjoint without code of its own, and the graph holds one node a scan.
 """
 
 from __future__ import annotations
@@ -35,6 +35,31 @@ if TYPE_CHECKING:
 _NO_STEPS = "the input sequence has no time steps (T = 0); give at least one."
 
 
+Pulled = tuple[Tensor | None, tuple[Tensor | None, ...]]
+
+
+class Local(NamedTuple):
+    """A neuron's own functions differentiated at every step of a scan.
+
+    Attributes:
+        charge: ``c [T, *shape]``.
+        charge_slope, reset_slope: ``dc/dv`` and the whole ``dv/dh``, ``[T, *shape]`` or a number.
+        spike_slope: ``ds/dh [T, *shape]``.
+        pull_back: from the adjoints of c, of the spikes and of v after firing (the last only where parameters
+            are wanted) to the gradients of the input and of each parameter.
+    """
+
+    charge: Tensor
+    charge_slope: Tensor
+    spike_slope: Tensor
+    reset_slope: Tensor
+    pull_back: Callable[[Tensor, Tensor | None, Tensor | None], Pulled]
+
+
+#: ``(v before each step, x, h, params) -> Local``, each tensor ``[T, *shape]``.
+Derivatives = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Local]
+
+
 @dataclass(frozen=True)
 class ElementwiseNeuron:
     """A neuron whose charge, firing and reset act on each element alone and are pure functions.
@@ -44,12 +69,14 @@ class ElementwiseNeuron:
         fire: ``(h, *params) -> (spike, v)``, firing and reset; likewise.
         params: tensors the two depend on and that may need gradients.
         code: the neuron in plain numbers, where it has that form; compiled graphs need it.
+        derivatives: its derivatives in closed form, where it has them; else they are found by autograd.
     """
 
     charge: Callable[..., Tensor]
     fire: Callable[..., tuple[Tensor, Tensor]]
     params: tuple[Tensor, ...] = ()
     code: AffineCode | None = None
+    derivatives: Derivatives | None = None
 
 
 def can_scan(operator: FractionalOperator) -> bool:
@@ -176,16 +203,8 @@ def backward_pass(
 
     # Local derivatives of all steps at once.
     v_prev = torch.cat([v_in.unsqueeze(0), start + all_rows[entering : entering + steps - 1]])
-    with torch.enable_grad():
-        v_at = v_prev.detach().requires_grad_()
-        x_at = x_seq.detach().requires_grad_(needs.x_seq)
-        p_at = [p.detach().requires_grad_(n) for p, n in zip(params, needs.params, strict=True)]
-        c_seq = neuron.charge(v_at, x_at, *p_at)
-        h_at = h_seq.detach().requires_grad_()
-        s_out, v_out = neuron.fire(h_at, *p_at)
-    slope = _diagonal(c_seq, v_at)
-    spike_slope = _diagonal(s_out, h_at)
-    reset_slope = _diagonal(v_out, h_at)
+    differentiate = neuron.derivatives or _by_autograd(neuron, needs)
+    local = differentiate(v_prev, x_seq, h_seq, params)
 
     # The adjoint recursion.
     delta = torch.empty_like(h_seq)
@@ -202,16 +221,16 @@ def backward_pass(
         if into_row is not None:
             row_grad += into_row
         if k < steps - 1:
-            eta = _plus(eta, (g * slope[k + 1] + (1.0 - g)) * delta[k + 1])
+            eta = _plus(eta, (g * _at(local.charge_slope, k + 1) + (1.0 - g)) * delta[k + 1])
         elif grad_v is not None:
             eta = _plus(eta, grad_v)
         if grad_v_seq is not None:
             eta = _plus(eta, grad_v_seq[k])
         if eta is None:
             eta = torch.zeros_like(h_seq[k])
-        delta[k] = reset_slope[k] * eta
+        delta[k] = _at(local.reset_slope, k) * eta
         if grad_s is not None:
-            delta[k] += spike_slope[k] * grad_s[k].to(delta.dtype)
+            delta[k] += local.spike_slope[k] * grad_s[k].to(delta.dtype)
         if eta_seq is not None:
             eta_seq[k] = eta
 
@@ -224,12 +243,12 @@ def backward_pass(
     if needs.start:
         grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
     if needs.v:
-        grad_v_in = (g * slope[0] + (1.0 - g)) * delta[0]
+        grad_v_in = (g * _at(local.charge_slope, 0) + (1.0 - g)) * delta[0]
         grad_v_in = _plus(grad_v_in, None if grad_past is None else grad_past[-1])
 
     grad_gain = grad_weights = None
     if needs.gain:
-        grad_gain = _sum_to(delta * (c_seq.detach() - v_prev), gain, channel_dim)
+        grad_gain = _sum_to(delta * (local.charge.detach() - v_prev), gain, channel_dim)
     if needs.weights:
         grad_weights = torch.zeros_like(weights)
         for k in range(steps):
@@ -239,28 +258,55 @@ def backward_pass(
                 found_k = correlate(delta[k : k + 1], row, channel_dim, weights.shape[-1])[0]
                 grad_weights[:kept] -= found_k.flip(0)
 
-    # Input and parameters, of the charge and of firing.
-    outputs, cotangents = [c_seq], [(g * delta).expand_as(c_seq)]
-    if eta_seq is not None:
-        outputs += [s_out, v_out]
-        cotangents += [torch.zeros_like(s_out) if grad_s is None else grad_s.to(s_out.dtype), eta_seq]
-    wanted = [t for t in (x_at, *p_at) if t.requires_grad]
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    found: Sequence[Tensor | None] = ()
-    if wanted and pairs:
-        found = torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True
-        )
-    by_input = dict(zip(map(id, wanted), found, strict=False))
+    grad_x, grad_params = local.pull_back(g * delta, grad_s, eta_seq)
     return Gradients(
-        by_input.get(id(x_at)),
+        grad_x,
         grad_v_in,
         grad_past[:-1] if needs.rows and grad_past is not None and rows_in is not None else None,
         grad_start,
         grad_gain,
         grad_weights,
-        tuple(by_input.get(id(p)) for p in p_at),
+        grad_params,
     )
+
+
+def _at(slope: Tensor, k: int) -> Tensor:
+    """The slope at step k; a number stands for all steps."""
+    return slope[k] if slope.dim() else slope
+
+
+def _by_autograd(neuron: ElementwiseNeuron, needs: Needs) -> Derivatives:
+    """The derivatives of any elementwise neuron, by differentiating its own functions."""
+
+    def derivatives(v_prev: Tensor, x_seq: Tensor, h_seq: Tensor, params: Sequence[Tensor]) -> Local:
+        with torch.enable_grad():
+            v_at = v_prev.detach().requires_grad_()
+            x_at = x_seq.detach().requires_grad_(needs.x_seq)
+            p_at = [p.detach().requires_grad_(n) for p, n in zip(params, needs.params, strict=True)]
+            c_seq = neuron.charge(v_at, x_at, *p_at)
+            h_at = h_seq.detach().requires_grad_()
+            s_out, v_out = neuron.fire(h_at, *p_at)
+
+        def pull_back(into_c: Tensor, into_s: Tensor | None, into_v: Tensor | None) -> Pulled:
+            outputs, cotangents = [c_seq], [into_c.expand_as(c_seq)]
+            if into_v is not None:  # parameters are wanted, and firing may depend on them
+                outputs += [s_out, v_out]
+                cotangents += [torch.zeros_like(s_out) if into_s is None else into_s.to(s_out.dtype), into_v]
+            wanted = [t for t in (x_at, *p_at) if t.requires_grad]
+            pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+            found: Sequence[Tensor | None] = ()
+            if wanted and pairs:
+                found = torch.autograd.grad(
+                    [o for o, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True
+                )
+            by_input = dict(zip(map(id, wanted), found, strict=False))
+            return by_input.get(id(x_at)), tuple(by_input.get(id(p)) for p in p_at)
+
+        return Local(
+            c_seq, _diagonal(c_seq, v_at), _diagonal(s_out, h_at), _diagonal(v_out, h_at), pull_back
+        )
+
+    return derivatives
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
