@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 # Workers of pytest-xdist share the cores; threads on top of them only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -16,3 +19,19 @@ torch.set_num_threads(1)
 # The same examples in every run, and no deadline: first calls import frameworks.
 settings.register_profile("spikede", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("spikede")
+
+
+def _snntorch_instances() -> list[object] | None:
+    snntorch = sys.modules.get("snntorch")
+    return None if snntorch is None else snntorch.SpikingNeuron.instances
+
+
+@pytest.fixture(autouse=True)
+def _snntorch_forgets_the_neurons_of_a_test() -> Iterator[None]:
+    """snnTorch keeps every neuron ever made in one list, through which its class methods reset and detach
+    all of them. What one test leaves behind would be touched, and can fail, in another."""
+    before = list(_snntorch_instances() or ())
+    yield
+    instances = _snntorch_instances()
+    if instances is not None:
+        instances[:] = before
