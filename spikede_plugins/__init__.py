@@ -17,6 +17,7 @@ from spikede_plugins.conversion import (
 )
 from spikede_plugins.errors import (
     ConversionError,
+    ExportError,
     MissingExtraError,
     OptionError,
     OptionTypeError,
@@ -48,6 +49,7 @@ __all__ = [
     "ConversionReport",
     "CorrectorSolver",
     "ExplicitSolver",
+    "ExportError",
     "FullMemory",
     "Memory",
     "MissingExtraError",

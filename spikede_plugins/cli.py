@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="show what a conversion would do to your model",
+        # The generated line puts the target last, where --alpha, which takes several values, takes it too.
+        usage="spikede plan MODULE:FACTORY [--alpha A ...] [--method M] [--memory N] [--include P ...] "
+        "[--exclude P ...] [--learn-alpha]",
         description=(
             "Print the conversion table of a model. This imports MODULE and calls FACTORY: it runs your "
             "code, with the current directory on the import path. The model itself is not changed."
@@ -160,7 +164,11 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _is_int(text: str) -> bool:
-    return text.lstrip("+-").isdigit()
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _alpha(values: list[str]) -> float | list[float] | dict[str, float]:
@@ -194,13 +202,23 @@ def _load_model(target: str) -> nn.Module:
     try:
         found = importlib.import_module(module_name)
         for name in attribute.split("."):
+            if not hasattr(found, name):
+                raise OptionError(f"{target}: {module_name} has no attribute {name!r}{_hint(name, found)}.")
             found = getattr(found, name)
         model = found if isinstance(found, nn.Module) else found()  # type: ignore[operator]
+    except OptionError:
+        raise
     except Exception as error:
-        raise OptionError(f"{target} gave no model: {type(error).__name__}: {error}") from error
+        text = " ".join(str(error).split())
+        raise OptionError(f"{target} gave no model: {type(error).__name__}: {text}") from error
     if not isinstance(model, nn.Module):
         raise OptionError(f"{target} must give a torch.nn.Module, got {type(model).__name__}.")
     return model
+
+
+def _hint(name: str, owner: object) -> str:
+    close = difflib.get_close_matches(name, [n for n in dir(owner) if not n.startswith("_")], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 # -- demo -----------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from spikede_plugins.tree import (
     KIND_MARK,
     NATIVE_MARK,
     Neuron,
+    bind_hooks,
     check_model,
     copy_model,
     exchange,
@@ -113,9 +114,9 @@ def convert_to_fractional(
     """
     _check_flags(strict=strict, inplace=inplace)
     settings = OperatorSettings.read(alpha, method, memory, step_size, learn_alpha, memory_reset)
-    plan = _plan(check_model(model), settings, include, exclude)
+    plan = _plan(check_model(model), settings, include, exclude, refuse=strict)
     unsupported = plan.report.unsupported
-    if unsupported and (strict or not plan.report):
+    if unsupported and not plan.report:
         raise UnsupportedNeuronError(_unsupported_text(unsupported, strict))
     if unsupported:
         left = ", ".join(show(row.path) for row in unsupported)
@@ -234,7 +235,10 @@ def _check_flags(**flags: Any) -> None:
             raise OptionTypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def _plan(model: nn.Module, settings: OperatorSettings, include: Any, exclude: Any) -> _Plan:
+def _plan(
+    model: nn.Module, settings: OperatorSettings, include: Any, exclude: Any, refuse: bool = False
+) -> _Plan:
+    """The plan; with ``refuse``, neurons without a fractional form are an error before orders are counted."""
     chosen, left_out = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     neurons = find_neurons(model, adapters_in_use())
     if not neurons:
@@ -257,6 +261,13 @@ def _plan(model: nn.Module, settings: OperatorSettings, include: Any, exclude: A
     _require_untouched(wanted, neurons)
     support = {id(n): n.adapter.support(n.module) for n in neurons if not n.fractional}
     able = [n for n in wanted if support[id(n)].supported]
+    if refuse and len(able) < len(wanted):
+        rows = [
+            ReportRow(tuple(n.paths), said.kind, "unsupported", note=said.reason)
+            for n in wanted
+            if not (said := support[id(n)]).supported
+        ]
+        raise UnsupportedNeuronError(_unsupported_text(rows, strict=True))
     made = settings.operators([n.paths for n in able]) if able else []
     operators = {id(n): operator for n, operator in zip(able, made, strict=True)}
     asked = {id(n) for n in wanted}
@@ -406,6 +417,7 @@ class _Workpiece:
         elif self.inplace:
             exchange(self.model, made[0])
         elif not back:
+            bind_hooks(made[0])
             return made[0]
         return self.model
 

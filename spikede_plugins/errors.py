@@ -50,6 +50,10 @@ class UnsupportedNeuronError(ConversionError, TypeError):
     """Spiking neurons without a fractional form, all of them listed by dotted path."""
 
 
+class ExportError(SpikedeError, NotImplementedError):
+    """A fractional neuron on its way into a format that can only say integer neurons."""
+
+
 class StateError(SpikedeError, RuntimeError):
     """A neuron state (membrane, history) that does not fit the input it is asked to continue with."""
 

@@ -29,17 +29,16 @@ def check_alpha(value: Any, what: str = "alpha") -> float:
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(value) if not isinstance(value, (str, bytes, bool)) else None
-        except (TypeError, ValueError):
-            value = None
-        if value is None:
-            raise OptionTypeError(
-                f"{what} must be a number in (0, 1], got {type(value).__name__}; "
-                f"pass e.g. {what}=0.7, PerChannel([...]) or MultiTerm([...], [...])."
-            )
-    alpha = float(value)
+    try:
+        alpha = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+        number = not isinstance(value, (str, bytes, bool))
+    except (TypeError, ValueError):
+        number = False
+    if not number:
+        raise OptionTypeError(
+            f"{what} must be a number in (0, 1], got {value!r} ({type(value).__name__}); "
+            f"pass e.g. {what}=0.7, PerChannel([...]) or MultiTerm([...], [...])."
+        )
     if not math.isfinite(alpha) or not 0.0 < alpha <= 1.0:
         raise OrderError(
             f"{what} must lie in (0, 1], got {alpha}; the Caputo order 1 is the ordinary "
@@ -220,6 +219,17 @@ class FractionalOrder(nn.Module):
             return False
         values = self._fixed_alpha if isinstance(self._fixed_alpha, tuple) else (self._fixed_alpha,)
         return all(v == 1.0 for v in values)
+
+    def keep_inside(self) -> None:
+        """Put learned orders that an optimiser step pushed out of the interval back on its edge.
+
+        What solvers see is bounded anyway; but a parameter left outside would drift on with the optimiser's
+        momentum, and take as long to come back.
+        """
+        raw = self._parameters.get("alpha")
+        if raw is not None and bool(((raw > 1.0) | (raw < self.low)).any()):
+            with torch.no_grad():
+                raw.clamp_(self.low, 1.0)
 
     def alphas(self, device: torch.device | None = None) -> Tensor:
         """The orders as seen by a solver: shape [] (one order), [C] (channels) or [K] (terms), float64."""

@@ -402,6 +402,11 @@ def register_adapter(adapter: Adapter | type[Adapter], *, replace: bool = False)
     return registered
 
 
+def registered_adapter(name: str) -> Adapter | None:
+    """What :func:`register_adapter` put under a name, if anything."""
+    return _registered(ADAPTERS).get(name)
+
+
 def unregister_adapter(name: str) -> None:
     """Undo :func:`register_adapter`; a name that is not registered is no error."""
     _unregister(ADAPTERS, name)

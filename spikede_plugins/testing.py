@@ -33,6 +33,7 @@ from spikede_plugins.registry import (
     check_solver_basics,
     get_solver,
     register_adapter,
+    registered_adapter,
     unregister_adapter,
 )
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
@@ -227,17 +228,20 @@ def check_adapter(
     _require(not silent, f"adapter {adapter.name!r}: make_input never makes the last neurons fire")
     raise ContractError(
         f"adapter {adapter.name!r}: alpha = 0.5 gives the output of the integer model; "
-        "does the neuron use its operator?"
+        "does the neuron use its operator, and keep its history?"
     )
 
 
 @contextmanager
 def _registered(adapter: Adapter) -> Iterator[None]:
+    before = registered_adapter(adapter.name)
     register_adapter(adapter, replace=True)
     try:
         yield
     finally:
         unregister_adapter(adapter.name)
+        if before is not None:
+            register_adapter(before)
 
 
 def _step_by_step(model: nn.Module, sequence: Any) -> list[Any]:
@@ -274,6 +278,7 @@ class _AdapterCheck:
         self.in_place()
         self.integer_order()
         self.state()
+        self.learning()
         self.checkpoints()
         self.sharing()
         self.hooks_and_mode()
@@ -285,10 +290,13 @@ class _AdapterCheck:
         return find_neurons(model, [self.adapter])
 
     def run(self, model: nn.Module) -> list[Tensor]:
+        with torch.no_grad():
+            return self.run_with_graph(model)
+
+    def run_with_graph(self, model: nn.Module) -> list[Tensor]:
         for neuron in self.neurons(model):
             self.adapter.reset_state(neuron.module)
-        with torch.no_grad():
-            return _tensors(self._run(model, self.data))
+        return _tensors(self._run(model, self.data))
 
     def fractional(self, **options: Any) -> nn.Module:
         return convert_to_fractional(self.model, **{"alpha": 0.5, **options})
@@ -364,6 +372,20 @@ class _AdapterCheck:
                 raise ContractError(
                     f"adapter {self.adapter.name!r}: a fractional neuron must pickle after a run: {error}"
                 ) from error
+
+    def learning(self) -> None:
+        model = self.fractional(learn_alpha=True)
+        outputs = [t for t in self.run_with_graph(model) if t.requires_grad]
+        for neuron in self.neurons(model):
+            parameters = list(self.adapter.operator(neuron.module).parameters())
+            found = torch.autograd.grad(
+                sum((t.sum() for t in outputs), torch.zeros((), requires_grad=True)),
+                parameters, allow_unused=True, retain_graph=True,
+            )  # fmt: skip
+            self.fail_unless(
+                all(g is not None for g in found),
+                f"no gradient reaches the learned order of {neuron.paths[0] or 'the neuron'}",
+            )
 
     def checkpoints(self) -> None:
         native = self.model.state_dict()

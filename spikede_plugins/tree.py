@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import types
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -92,27 +94,31 @@ def find_neurons(model: nn.Module, adapters: Iterable[Adapter]) -> list[Neuron]:
     Raises:
         ConversionError: if one sits inside a wrapper that cannot follow a change of its modules.
     """
-    known = list(adapters)
     found: dict[int, Neuron] = {}
-
-    def visit(module: nn.Module, path: str, above: tuple[int, ...], wrapper: str) -> None:
-        neuron = found.get(id(module)) or _recognise(module, known)
-        if neuron is not None:
-            if wrapper:
-                raise ConversionError(
-                    f"{show(path)} ({type(module).__name__}) is inside {wrapper}: {_WRAPPERS[wrapper]}."
-                )
-            found.setdefault(id(module), neuron).paths.append(path)
-            return
-        if id(module) in above:  # a module that holds itself, through whatever detour
-            return
-        for key, child in module._modules.items():
-            if child is not None:
-                below = f"{path}.{key}" if path else key
-                visit(child, below, (*above, id(module)), wrapper or _wrapper(module))
-
-    visit(model, "", (), "")
+    _visit(model, "", (), "", list(adapters), found)
     return list(found.values())
+
+
+# Not a closure: one that calls itself keeps the neurons it found alive until the garbage collector comes,
+# and what remembers them weakly (SpikingJelly's reset_net) would go on with the replaced ones.
+def _visit(
+    module: nn.Module, path: str, above: tuple[int, ...], wrapper: str, known: list[Adapter],
+    found: dict[int, Neuron],
+) -> None:
+    neuron = found.get(id(module)) or _recognise(module, known)
+    if neuron is not None:
+        if wrapper:
+            raise ConversionError(
+                f"{show(path)} ({type(module).__name__}) is inside {wrapper}: {_WRAPPERS[wrapper]}."
+            )
+        found.setdefault(id(module), neuron).paths.append(path)
+        return
+    if id(module) in above:  # a module that holds itself, through whatever detour
+        return
+    for key, child in module._modules.items():
+        if child is not None:
+            below = f"{path}.{key}" if path else key
+            _visit(child, below, (*above, id(module)), wrapper or _wrapper(module), known, found)
 
 
 def _recognise(module: nn.Module, adapters: list[Adapter]) -> Neuron | None:
@@ -173,26 +179,50 @@ def _graph_tensors(attributes: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
 def replace_modules(model: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
     """Put the second of each pair wherever a module of ``model`` holds the first.
 
-    Children in every slot, and references in plain attributes (a list of layers kept beside the children).
+    Children in every slot, and references in plain attributes: lists, tuples and dictionaries of layers kept
+    beside the children, however nested, and bound methods (``self.act = self.lif.forward``).
     """
     new = {id(old): fresh for old, fresh in pairs}
+    seen: set[int] = set()
     for module in list(model.modules()):
-        _replace_in(module._modules, new)
+        if id(module) in new:
+            continue  # it leaves as it is, so that it can come back
+        _replaced(module._modules, new, seen)
         attributes = vars(module)
         for key, value in list(attributes.items()):
-            if id(value) in new:
-                attributes[key] = new[id(value)]
-            elif isinstance(value, tuple) and type(value) is tuple and any(id(v) in new for v in value):
-                attributes[key] = tuple(new.get(id(v), v) for v in value)
-            elif isinstance(value, (dict, list)):
-                _replace_in(value, new)
+            changed = _replaced(value, new, seen)
+            if changed is not value:
+                attributes[key] = changed
+    for fresh in new.values():
+        bind_hooks(fresh)
 
 
-def _replace_in(container: Any, new: dict[int, nn.Module]) -> None:
-    entries = list(container.items() if isinstance(container, dict) else enumerate(container))
-    for key, value in entries:
-        if id(value) in new:
-            container[key] = new[id(value)]
+def _replaced(value: Any, new: dict[int, nn.Module], seen: set[int]) -> Any:
+    """``value`` with the new modules in it: itself where it can be changed or holds none, else a new one."""
+    if id(value) in new:
+        return new[id(value)]
+    if isinstance(value, types.MethodType) and id(value.__self__) in new:
+        return getattr(new[id(value.__self__)], value.__name__, value)
+    if isinstance(value, tuple):
+        items = [_replaced(item, new, seen) for item in value]
+        if all(item is was for item, was in zip(items, value, strict=True)):
+            return value
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    if isinstance(value, (dict, list, deque)) and id(value) not in seen:
+        seen.add(id(value))
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            changed = _replaced(item, new, seen)
+            if changed is not item:
+                value[key] = changed
+    return value
+
+
+def bind_hooks(module: nn.Module) -> None:
+    """Hooks called with their module (before a checkpoint is loaded) get the one they hang on now."""
+    hooks: dict[int, Any] = dict(module._load_state_dict_pre_hooks)
+    for hook in hooks.values():
+        if getattr(hook, "with_module", False):
+            hook.module = weakref.ref(module)
 
 
 def exchange(a: nn.Module, b: nn.Module) -> None:

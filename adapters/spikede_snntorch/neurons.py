@@ -12,9 +12,11 @@ recurrence, and what is returned. A delayed reset is an impulse at the step it a
 from __future__ import annotations
 
 import types
+import warnings
 from typing import Any, ClassVar
 
 import snntorch as snn
+import torch
 from torch import Tensor, nn
 
 from spikede_plugins.engine import (
@@ -26,13 +28,13 @@ from spikede_plugins.engine import (
     forget_fired,
     state_dtype,
 )
-from spikede_plugins.errors import OptionTypeError
+from spikede_plugins.errors import ExportError, OptionTypeError, SpikedeWarning
 
 from .closures import unwrap, wrap
 from .pasts import Past, Pasts, detached
 
 #: What a fractional neuron has and its native one has not.
-_OWN = ("_pasts", "_step", "_past")
+_OWN = ("_pasts", "_step", "_past", "_last")
 
 
 class FractionalNeuron(snn.SpikingNeuron):
@@ -42,7 +44,7 @@ class FractionalNeuron(snn.SpikingNeuron):
     detached view of it, continues its sequence, without a graph where ``mem`` has none. Any other ``mem``
     starts a new sequence from its value: zeros from ``init_*``, ``reset_mem``, ``reset_hidden`` or
     ``utils.reset``, a new shape, a clone, a membrane set or edited by hand. Several sequences may run
-    through a neuron in turn, each with its own ``mem``.
+    through a neuron in turn, each with its own ``mem``. Handing back a copy of the newest ``mem`` warns.
 
     ``mem`` and history are float32 at least, also under autocast. With ``memory_reset="spike"`` a neuron that
     fires forgets its history in the step in which its reset acts: the step of the spike with
@@ -54,6 +56,7 @@ class FractionalNeuron(snn.SpikingNeuron):
     _pasts: Pasts
     _step: Step | None
     _past: Past | None
+    _last: Tensor | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise OptionTypeError(
@@ -68,23 +71,29 @@ class FractionalNeuron(snn.SpikingNeuron):
 
         Raises:
             OptionError: if per-channel orders do not fit the input.
+            ExportError: if the call is one of an export to NIR, which would write an integer neuron.
         """
         if self.fractional.is_native:
             return super().forward(*args, **kwargs)
-        self._step = None
+        _refuse_export(self)
+        self._step, self._last = None, self.mem
         try:
             out = super().forward(*args, **kwargs)
             if self._past is not None:
                 self._remember(self._past, out)
         finally:
-            self._step = self._past = None
+            self._step = self._past = self._last = None
         return out
 
     def mem_reset(self, mem: Tensor) -> Tensor:
         # The native forward asks for the reset once a step, when it has settled which membrane it starts
         # from and before it charges.
         if not self.fractional.is_native:
-            past = self._pasts.find(mem) or Past(FRESH, HistoryLog())
+            past = self._pasts.find(mem)
+            if past is None:
+                if self._pasts.is_copy(mem, self._last):
+                    warnings.warn(_COPIED.format(type(self).__name__), SpikedeWarning, stacklevel=2)
+                past = Past(FRESH, HistoryLog())
             mem = self.mem = mem.to(state_dtype(mem))
             history = _like(past.history, mem)
             self._step = Step(self.fractional, mem, history, past.log)
@@ -177,7 +186,24 @@ def _without_graph(value: Any) -> Any:
 
 
 def _begin(neuron: nn.Module) -> None:
-    vars(neuron).update(_pasts=Pasts(), _step=None, _past=None)
+    vars(neuron).update(_pasts=Pasts(), _step=None, _past=None, _last=None)
+
+
+_COPIED = (
+    "{} was given a copy of the membrane that it returned last (mem.clone(), mem * 1.0, another dtype): a "
+    "new sequence starts from it, without the history. Hand back mem itself, or mem.detach()."
+)
+
+
+def _refuse_export(neuron: nn.Module) -> None:
+    """``snntorch.export_nir`` takes a fractional Leaky for a Leaky; nirtorch runs the model to trace it."""
+    if torch.compiler.is_compiling():
+        return
+    if getattr(nn.Module.__call__, "__module__", "").startswith("nirtorch"):
+        raise ExportError(
+            f"{type(neuron).__name__} cannot be exported: NIR has no fractional neuron and would hold an "
+            "integer one; call restore_native(model) first to export the integer model."
+        )
 
 
 class FractionalLeaky(FractionalNeuron, snn.Leaky):

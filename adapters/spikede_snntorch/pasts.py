@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from spikede_plugins.engine import History, HistoryLog
@@ -70,6 +71,20 @@ class Pasts:
             return None
         history, log = entry.past
         return Past(detached(history) if mem.grad_fn is None else history, log)
+
+    @torch.compiler.disable
+    def is_copy(self, mem: Tensor, last: Tensor | None) -> bool:
+        """Whether an unknown ``mem`` is, to the last bit and not zero, the ``last`` one returned here."""
+        if last is None or last is mem or last.shape != mem.shape or last.device != mem.device:
+            return False
+        if self.find(last) is None:
+            return False
+        # Values that cannot be looked at: shapes only, or a CUDA graph that is being recorded.
+        if mem.is_meta or isinstance(mem, FakeTensor):
+            return False
+        if mem.is_cuda and torch.cuda.is_current_stream_capturing():
+            return False
+        return torch.equal(last.to(mem.dtype), mem) and bool(mem.any())
 
     @torch.compiler.disable
     def add(self, mem: Tensor, past: Past) -> None:

@@ -51,6 +51,10 @@ class SpikingJellyAdapter(Adapter):
         if forget is not None:
             for module in model.modules():
                 forget(module)
+        # So does a net that ``model`` is a part of, which cannot be found from here: forget all of them.
+        cache = getattr(getattr(functional, "net_config", None), "_RESET_MODULE_CACHE", None)
+        if cache is not None:
+            cache.clear()
 
 
 def _fractional(module: nn.Module) -> FractionalNode:

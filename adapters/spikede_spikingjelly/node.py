@@ -325,6 +325,17 @@ class FractionalNode(neuron.BaseNode):
         self.__dict__["_store_state_seqs"] = value
         self.__dict__["state_seqs"] = None
 
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> FractionalNode:
+        # Flat: a memory format such as channels_last is meant for images, not for their history.
+        shapes = {n: t.shape for n in HISTORY if isinstance(t := self._memories[n], Tensor) and t.dim() > 2}
+        for name in shapes:
+            self._memories[name] = self._memories[name].flatten(1)
+        try:
+            return super()._apply(fn, *args, **kwargs)
+        finally:
+            for name, shape in shapes.items():
+                self._memories[name] = self._memories[name].reshape(shape)
+
     def _drop_recordings(self) -> None:
         for name in ("v_seq", "state_seqs"):
             if name in self.__dict__:

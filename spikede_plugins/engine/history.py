@@ -93,7 +93,7 @@ def correlate(left: Tensor, rows: Tensor, channel_dim: int | None, channels: int
             return (left.reshape(left.shape[0], -1) @ rows.reshape(rows.shape[0], -1).T).unsqueeze(-1)
         a, c, b = _split(rows.shape[1:], channel_dim)
         return torch.einsum(
-            "iacb,racb->irc", left.reshape(-1, a, c, b), rows.reshape(rows.shape[0], a, c, b)
+            "iacb,racb->irc", left.reshape(left.shape[0], a, c, b), rows.reshape(rows.shape[0], a, c, b)
         )
 
 
@@ -117,22 +117,24 @@ class _Remember(torch.autograd.Function):
         rows = buffer[filled + 1 - kept : filled + 1]
         sums = combine(weights[:, :kept].flip(1), rows, channel_dim)
         # Rows behind `filled` may be written later, never these: no version check is needed, and an
-        # alias (not the output itself) is kept so that no reference cycle forms.
-        ctx.rows, ctx.weights, ctx.channel_dim = rows, weights.detach(), channel_dim
+        # alias (not the output itself) is kept so that no reference cycle forms. Fixed weights do without:
+        # rows that were changed between steps are copies, and keeping every one would take T^2 memory.
+        ctx.rows = rows if ctx.needs_input_grad[2] else None
+        ctx.kept, ctx.weights, ctx.channel_dim = kept, weights.detach(), channel_dim
         ctx.dropped = history.shape[0] + 1 - kept
         return rows.detach(), sums
 
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor | None, grad_sums: Tensor) -> Any:  # type: ignore[override]
-        rows, weights, channel_dim = ctx.rows, ctx.weights, ctx.channel_dim
-        kept = rows.shape[0]
+        kept, weights, channel_dim = ctx.kept, ctx.weights, ctx.channel_dim
+        shape = grad_sums.shape[1:]
         flipped = weights[:, :kept].flip(1)
         total = grad_rows
         if weights.shape[-1] == 1 and total is not None:
-            with _own_precision(rows):
+            with _own_precision(grad_sums):
                 total = torch.addmm(
                     total.reshape(kept, -1), flipped.squeeze(-1).T, grad_sums.reshape(weights.shape[0], -1)
-                ).reshape(rows.shape)
+                ).reshape(kept, *shape)
         else:
             spread = combine(flipped.transpose(0, 1), grad_sums, channel_dim)
             total = spread if total is None else total + spread
@@ -140,10 +142,10 @@ class _Remember(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_history = total[:-1]
             if ctx.dropped:
-                grad_history = torch.cat([total.new_zeros(ctx.dropped, *rows.shape[1:]), grad_history])
+                grad_history = torch.cat([total.new_zeros(ctx.dropped, *shape), grad_history])
         if ctx.needs_input_grad[2]:
             grad_weights = torch.zeros_like(weights)
-            grad_weights[:, :kept] = correlate(grad_sums, rows, channel_dim, weights.shape[-1]).flip(1)
+            grad_weights[:, :kept] = correlate(grad_sums, ctx.rows, channel_dim, weights.shape[-1]).flip(1)
         return grad_history, total[-1], grad_weights, None, None, None
 
 

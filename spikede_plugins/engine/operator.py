@@ -134,6 +134,7 @@ class FractionalOperator(nn.Module):
             # through the formulas themselves.
             usable = kept is not None and self.order.fixed and kept.kernel.weights.shape[0] >= needed
             return kept.kernel if usable and kept is not None else self._compute(needed, like)
+        self.order.keep_inside()
         values = self._values()
         if (
             kept is None
@@ -144,7 +145,8 @@ class FractionalOperator(nn.Module):
             length = 64
             while length < needed:
                 length *= 2
-            with torch.no_grad():
+            # Numbers made in inference mode could not be trained with later.
+            with torch.inference_mode(False), torch.no_grad():
                 kernel = self._compute(length, like)
             kept = _Kept(values, kernel, self._tangents(length, like) if with_graph else None)
             self._cache[key] = kept
