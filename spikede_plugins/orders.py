@@ -18,6 +18,8 @@ from spikede_plugins.errors import OptionError, OptionTypeError, OrderError
 
 #: A learnable order is kept at or above this value (weights and gain are smooth down to it).
 ALPHA_MIN = 1e-4
+#: And so is a learnable coefficient of a multi-term order: the terms must stay dissipative.
+COEFFICIENT_MIN = 1e-4
 
 
 def check_alpha(value: Any, what: str = "alpha") -> float:
@@ -194,6 +196,7 @@ class FractionalOrder(nn.Module):
         self._fixed_alpha: float | tuple[float, ...] | None = None
         self._fixed_coefficients: tuple[float, ...] | None = None
         self.low = min(ALPHA_MIN, *(values if isinstance(values, tuple) else (values,)))
+        self.low_coefficient = min(COEFFICIENT_MIN, *(coefficients or (1.0,)))
         if learn_alpha:
             self.alpha = nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))
         else:
@@ -221,15 +224,16 @@ class FractionalOrder(nn.Module):
         return all(v == 1.0 for v in values)
 
     def keep_inside(self) -> None:
-        """Put learned orders that an optimiser step pushed out of the interval back on its edge.
+        """Put learned orders and coefficients that an optimiser step pushed out back on the edge.
 
         What solvers see is bounded anyway; but a parameter left outside would drift on with the optimiser's
         momentum, and take as long to come back.
         """
-        raw = self._parameters.get("alpha")
-        if raw is not None and bool(((raw > 1.0) | (raw < self.low)).any()):
-            with torch.no_grad():
-                raw.clamp_(self.low, 1.0)
+        for name, low, high in (("alpha", self.low, 1.0), ("coefficients", self.low_coefficient, math.inf)):
+            raw = self._parameters.get(name)
+            if raw is not None and bool(((raw > high) | (raw < low)).any()):
+                with torch.no_grad():
+                    raw.clamp_(low, high)
 
     def alphas(self, device: torch.device | None = None) -> Tensor:
         """The orders as seen by a solver: shape [] (one order), [C] (channels) or [K] (terms), float64."""
@@ -243,7 +247,8 @@ class FractionalOrder(nn.Module):
             return None
         if self._fixed_coefficients is not None:
             return torch.tensor(self._fixed_coefficients, dtype=torch.float64, device=device)
-        return self.coefficients.to(device=device, dtype=torch.float64)
+        raw = self.coefficients.to(device=device, dtype=torch.float64)
+        return bounded(raw, self.low_coefficient, math.inf)
 
     def describe(self) -> str:
         """A short text for reports: the current value(s) and what is trained."""

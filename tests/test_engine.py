@@ -213,7 +213,10 @@ def test_a_potential_set_by_hand_is_remembered_as_an_impulse():
 @pytest.mark.parametrize("memory", ["full", 4])
 def test_forgetting_at_spikes_restarts_only_those_that_fired(memory):
     """With memory_reset="spike" a neuron that fired continues like one that starts at that potential."""
-    operator = make_operator("gl", memory)
+    alpha, solver = CASES["gl"]
+    operator = FractionalOperator(
+        FractionalOrder(alpha, learn_alpha=True), solver, as_memory(memory), memory_reset="spike"
+    )
     v = torch.tensor([0.0, 0.3], dtype=torch.float64)
     history, log = FRESH, HistoryLog()
     for _ in range(3):
@@ -230,6 +233,99 @@ def test_forgetting_at_spikes_restarts_only_those_that_fired(memory):
         torch.testing.assert_close(a[0], c[0])
         torch.testing.assert_close(a[1], b[1])
     assert (a[0] - b[0]).abs() > 1e-3
+
+
+def forgetful_run(operator, neuron, x_seq, v):
+    """Steps with memory_reset="spike"; also the spikes."""
+    history, log, spikes = FRESH, HistoryLog(), []
+    for x in x_seq:
+        h, history = charge_step(
+            operator, lambda u, x=x: neuron.charge(u, x, *neuron.params), v, history, log
+        )
+        s, v = neuron.fire(h, *neuron.params)
+        history = forget_fired(history, v, s)
+        spikes.append(s)
+    return torch.stack(spikes), v
+
+
+def forgetful_definition(operator, neuron, x_seq, v):
+    """The same in plain torch, neuron by neuron: a past that is thrown away when the neuron fires."""
+    kernel = operator.kernel(len(x_seq), v)
+    last, all_spikes = [], []
+    for i in range(v.numel()):
+        u, start, past, spikes = v[i], v[i], [], []
+        for k, x in enumerate(x_seq[:, i]):
+            if k:
+                past.append(u - start)
+            c = neuron.charge(u, x, *neuron.params)
+            h = c + (kernel.gain[0] - 1) * (c - u)
+            for m in range(1, len(past) + 1):
+                h = h - kernel.weights[m - 1, 0] * past[-m]
+            s, u = neuron.fire(h, *neuron.params)
+            if s > 0:
+                start, past = u, []
+            spikes.append(s)
+        last.append(u)
+        all_spikes.append(torch.stack(spikes))
+    return torch.stack(all_spikes, 1), torch.stack(last)
+
+
+@pytest.mark.parametrize("reset", [None, 0.1])
+def test_forgetting_at_spikes_has_exact_gradients(reset):
+    alpha, solver = CASES["gl"]
+    operator = FractionalOperator(FractionalOrder(alpha, True), solver, memory_reset="spike").double()
+    neuron = make_neuron(reset=reset)
+    x, v = make_input(steps=12, shape=(6,))
+    found = forgetful_run(operator, neuron, x, v)
+    expected = forgetful_definition(operator, neuron, x, v)
+    assert torch.equal(found[0], expected[0])
+    assert found[0].sum() > 5
+    inputs = [x, v, *operator.parameters(), *neuron.params]
+    for a, b in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_forgetting_at_spikes_copies_no_history():
+    """Training memory grows with T, not with T^2, also with a learned order."""
+    alpha, solver = CASES["gl"]
+    operator = FractionalOperator(FractionalOrder(alpha, True), solver, memory_reset="spike").double()
+    neuron = make_neuron()
+
+    def rows_alive(steps):
+        x, v = make_input(steps=steps, shape=(50,))
+        history, log, storages = FRESH, HistoryLog(), {}
+        for step in x:
+            h, history = charge_step(operator, lambda u, x=step: u + (x - u) / 2, v, history, log)
+            s, v = neuron.fire(h, *neuron.params)
+            history = forget_fired(history, v, s)
+            kept = history.rows.untyped_storage()
+            storages[kept.data_ptr()] = kept.nbytes()
+        return sum(storages.values())
+
+    assert rows_alive(256) <= 6 * rows_alive(64)
+
+
+@pytest.mark.parametrize("engine", [stepwise, scanned])
+def test_second_derivatives_are_refused_not_guessed(engine):
+    operator, neuron = make_operator("gl"), make_neuron()
+    x, v = make_input()
+    loss = engine(operator, neuron, x, v)[1].square().sum()
+    with pytest.raises(RuntimeError, match=r"second derivatives|differentiate twice"):
+        (slope,) = torch.autograd.grad(loss, [operator.order.alpha], create_graph=True)
+        slope.backward()
+
+
+def test_learned_coefficients_stay_positive():
+    order = FractionalOrder(MultiTerm([0.9, 0.4], [1.0, 0.5], learn_coefficients=True))
+    operator = FractionalOperator(order, MultiTermGrunwaldLetnikov())
+    optimizer = torch.optim.SGD(operator.parameters(), lr=100.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        operator.kernel(8, torch.zeros(1)).gain.sum().neg().backward()
+        optimizer.step()
+        kernel = operator.kernel(8, torch.zeros(1))
+        assert (order.coefficients > 0).all()
+        assert torch.isfinite(kernel.weights).all()
 
 
 @pytest.mark.parametrize("solver", [AdamsBashforthMoulton(), Trapezoidal()], ids=lambda s: s.name)

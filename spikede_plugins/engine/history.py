@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikede_plugins.errors import StateError
+
 
 class HistoryLog:
     """The growing buffer behind a neuron's history tensors. A cache: losing it costs one copy.
@@ -108,18 +110,18 @@ class _Remember(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, history: Tensor, u: Tensor, weights: Tensor, lags: int, channel_dim: int | None,
-        log: HistoryLog,
-    ) -> tuple[Tensor, Tensor]:
+        log: HistoryLog, age: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         buffer, filled = log.reserve(history, 1)
         buffer[filled] = u
         log.commit(buffer, filled + 1)
         kept = min(history.shape[0] + 1, lags)
         rows = buffer[filled + 1 - kept : filled + 1]
-        sums = combine(weights[:, :kept].flip(1), rows, channel_dim)
+        sums = combine(weights[:, :kept].flip(1), _remembered(rows, age), channel_dim)
         # Rows behind `filled` may be written later, never these: no version check is needed, and an
-        # alias (not the output itself) is kept so that no reference cycle forms. Fixed weights do without:
-        # rows that were changed between steps are copies, and keeping every one would take T^2 memory.
+        # alias (not the output itself) is kept so that no reference cycle forms.
         ctx.rows = rows if ctx.needs_input_grad[2] else None
+        ctx.age = age
         ctx.kept, ctx.weights, ctx.channel_dim = kept, weights.detach(), channel_dim
         ctx.dropped = history.shape[0] + 1 - kept
         return rows.detach(), sums
@@ -130,13 +132,18 @@ class _Remember(torch.autograd.Function):
         shape = grad_sums.shape[1:]
         flipped = weights[:, :kept].flip(1)
         total = grad_rows
-        if weights.shape[-1] == 1 and total is not None:
+        if ctx.needs_input_grad[2] and torch.is_grad_enabled():
+            raise StateError(
+                "second derivatives with a learned order are not supported (create_graph=True); "
+                "fix the order, learn_alpha=False, or take first derivatives."
+            )
+        if weights.shape[-1] == 1 and total is not None and ctx.age is None:
             with _own_precision(grad_sums):
                 total = torch.addmm(
                     total.reshape(kept, -1), flipped.squeeze(-1).T, grad_sums.reshape(weights.shape[0], -1)
                 ).reshape(kept, *shape)
         else:
-            spread = combine(flipped.transpose(0, 1), grad_sums, channel_dim)
+            spread = _remembered(combine(flipped.transpose(0, 1), grad_sums, channel_dim), ctx.age)
             total = spread if total is None else total + spread
         grad_history = grad_weights = None
         if ctx.needs_input_grad[0]:
@@ -145,13 +152,23 @@ class _Remember(torch.autograd.Function):
                 grad_history = torch.cat([total.new_zeros(ctx.dropped, *shape), grad_history])
         if ctx.needs_input_grad[2]:
             grad_weights = torch.zeros_like(weights)
-            grad_weights[:, :kept] = correlate(grad_sums, ctx.rows, channel_dim, weights.shape[-1]).flip(1)
-        return grad_history, total[-1], grad_weights, None, None, None
+            rows = _remembered(ctx.rows, ctx.age)
+            grad_weights[:, :kept] = correlate(grad_sums, rows, channel_dim, weights.shape[-1]).flip(1)
+        return grad_history, total[-1], grad_weights, None, None, None, None
+
+
+def _remembered(rows: Tensor, age: Tensor | None) -> Tensor:
+    """The rows with those blanked that are older than their neuron remembers."""
+    if age is None:
+        return rows
+    lag = torch.arange(rows.shape[0], 0, -1, device=rows.device, dtype=age.dtype)
+    return rows.masked_fill(lag.reshape(-1, *([1] * age.dim())) > age, 0.0)
 
 
 def remember(
-    history: Tensor, u: Tensor, weights: Tensor, lags: int, channel_dim: int | None, log: HistoryLog
-) -> tuple[Tensor, Tensor]:
+    history: Tensor, u: Tensor, weights: Tensor, lags: int, channel_dim: int | None, log: HistoryLog,
+    age: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Append ``u`` and sum: the history without and with it, and ``sums[g] = sum_m weights[g, m-1] u_{-m}``.
 
     Args:
@@ -161,6 +178,7 @@ def remember(
         lags: how many rows to sum and to keep.
         channel_dim: which dimension of ``shape`` the S orders belong to.
         log: the buffer to append to.
+        age: how many rows, the newest included, each neuron remembers ``[*shape]``; None for all.
 
     Returns:
         The rows kept ``[min(r + 1, lags), *shape]`` and the sums ``[G, *shape]``; differentiable in all.
@@ -170,5 +188,5 @@ def remember(
         rows = torch.cat([history, u.unsqueeze(0)])
         kept = min(rows.shape[0], lags)
         rows = rows[rows.shape[0] - kept :]
-        return rows, combine(weights[:, :kept].flip(1), rows, channel_dim)
-    return _Remember.apply(history, u, weights, lags, channel_dim, log)
+        return rows, combine(weights[:, :kept].flip(1), _remembered(rows, age), channel_dim)
+    return _Remember.apply(history, u, weights, lags, channel_dim, log, age)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikede_plugins.engine.history import HistoryLog, combine, correlate, history_sum
 from spikede_plugins.engine.operator import FractionalOperator
@@ -337,7 +338,8 @@ class _Scan(torch.autograd.Function):
         return (run.spikes, run.v, run.rows.detach(), *([run.v_seq] if run.v_seq is not None else []))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         x_seq, v, start, gain, weights, h_seq, *params = ctx.saved_tensors
         n = ctx.needs_input_grad
         rows = None if ctx.fresh else ctx.all_rows[: ctx.entering - 1]

@@ -29,8 +29,9 @@ class History(NamedTuple):
         rows: deviations ``u = v - start`` of the steps before the newest one, ``[r, *shape]``. The newest
             deviation is not among them: it is ``v - start`` of the potential the framework carries, so a
             potential changed from outside (a reset, a user's hand) is remembered as it is.
-        start: the potential the run started from, ``[*shape]``; solvers with a corrector keep the rate
-            at the start behind it, ``[2, *shape]``.
+        start: the potential the run started from, ``[*shape]``. Solvers with a corrector keep the rate at the
+            start behind it, and ``memory_reset="spike"`` the number of steps since each neuron's own start,
+            stacked as ``[2 or 3, *shape]``.
     """
 
     rows: Tensor | None = None
@@ -92,6 +93,7 @@ class Step:
         self.operator, self.v = operator, v
         self.channel_dim = check_channels(operator, v.shape)
         self.corrector = isinstance(operator.solver, CorrectorSolver)
+        self.forgets = operator.memory_reset == "spike"
         rows, self.start = history
         self.past = 0 if rows is None else rows.shape[0] + 1
         self.kernel = kernel = operator.kernel(self.past, v)
@@ -103,9 +105,13 @@ class Step:
         weights = kernel.weights.unsqueeze(0)
         if kernel.corrector_weights is not None:
             weights = torch.stack([kernel.weights, kernel.corrector_weights])
-        u = v - (self.start[0] if self.corrector else self.start)
+        u = v - (self.start if self.start.dim() == v.dim() else self.start[0])
+        age = None
+        if self.forgets:
+            age = self.start[-1].detach() + 1.0
+            self.start = torch.cat([self.start[:-1], age.unsqueeze(0)])
         lags = operator.memory.lags(self.past)
-        self.rows, self.sums = remember(rows, u, weights, lags, self.channel_dim, log)
+        self.rows, self.sums = remember(rows, u, weights, lags, self.channel_dim, log, age)
 
     def charge(
         self, charge: Callable[[Tensor], Tensor], base: Tensor | None = None, *, affine: bool = False
@@ -123,7 +129,8 @@ class Step:
         charged = charge(v)
         start = self.start
         if start is None:
-            start = torch.stack([self.v, charged - v]) if self.corrector else self.v
+            extra = [charged - v] * self.corrector + [torch.zeros_like(v)] * self.forgets
+            start = torch.stack([self.v, *extra]) if extra else self.v
         history = History(self.rows, start)
         explicit = charged + (self._spread(kernel.gain) - 1.0) * (charged - v)
         if self.sums is not None:
@@ -219,16 +226,19 @@ def _implicit(
 def forget_fired(history: History, v: Tensor, spike: Tensor) -> History:
     """The history after a step in which neurons fired, for ``memory_reset="spike"``.
 
-    Neurons that fired start anew from their reset potential; the others keep their past.
+    Neurons that fired start anew from their reset potential; the others keep their past. The rows stay where
+    they are (they may be needed for backward, and copying them at every step would cost T^2 memory): a neuron
+    that forgets no longer counts those before its new start.
+
+    Args:
+        history: as a step with ``memory_reset="spike"`` returned it.
+        v: the potential after reset ``[*shape]``.
+        spike: non-zero where a neuron fired.
     """
     rows, start = history
-    if rows is None or start is None:
+    if rows is None or start is None or start.dim() == v.dim():
         return history
     fired = (spike.detach() != 0).reshape(v.shape)
-    if start.dim() > v.dim():
-        # The start rate belongs to the start that is forgotten.
-        first = torch.where(fired, v, start[0])
-        start = torch.stack([first, start[1].masked_fill(fired, 0.0)])
-    else:
-        start = torch.where(fired, v, start)
-    return History(rows.masked_fill(fired, 0.0), start)
+    # The rate at the start belongs to the start that is forgotten.
+    first = torch.where(fired, v, start[0]).unsqueeze(0)
+    return History(rows, torch.cat([first, start[1:].masked_fill(fired, 0.0)]))
