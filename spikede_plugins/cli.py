@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from spikede_plugins.conversion import plan_conversion
+from spikede_plugins.engine import cpu
 from spikede_plugins.errors import OptionError, PluginError, SpikedeError
 from spikede_plugins.registry import ADAPTERS, PluginStatus, available_adapters, available_solvers, discover
 from spikede_plugins.registry import get_solver as solver_named
@@ -88,7 +89,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def engines() -> list[tuple[str, bool, str]]:
     """Every engine: its name, whether it is active, and why (not)."""
-    return [("torch (autograd scan)", True, "runs everywhere torch does")]
+    missing = cpu.missing()
+    fused = "affine neurons (IF, LIF, parametric LIF) of one order, float32 and float64, on the CPU"
+    return [
+        ("fused CPU (numba)", not missing, missing or fused),
+        ("torch (autograd scan)", True, "every other neuron, order and device"),
+    ]
 
 
 def _version(package: str) -> str:

@@ -192,6 +192,9 @@ class FractionalNode(neuron.BaseNode):
 
     def _step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One time step of any neuron: native charge made fractional, native firing and reset."""
+        found = self._scan(x.unsqueeze(0), state, keep=False)
+        if found is not None:
+            return found[0].squeeze(0), found[1]
         cell = self.dynamics.cell(self, x.to(state.v.dtype), state.others)
         charged, history = charge_step(
             self.fractional, cell.charge, state.v, state.history, self._log, affine=self.dynamics.affine
@@ -201,19 +204,29 @@ class FractionalNode(neuron.BaseNode):
             history = forget_fired(history, v, self.dynamics.fired(self, charged, output))
         return _as_output(output, x), State(v, others, history)
 
+    def _scan(self, x_seq: Tensor, state: State, keep: bool) -> tuple[Tensor, State, Tensor | None] | None:
+        """Time steps ``[T, *shape]`` by the scan engine; None for neurons and options that it does not serve.
+
+        A single step takes this way as well: the same sums in the same order give the same bits.
+        """
+        if not can_scan(self.fractional) or not self.dynamics.scannable(self):
+            return None
+        cell = self.dynamics.elementwise(self)
+        # A captured graph takes the scan as one operation or, without a code for it, step by step.
+        if cell is None or (cell.code is None and torch.compiler.is_compiling()):
+            return None
+        spikes, v, history, v_seq = scan(
+            self.fractional, cell, x_seq, state.v, state.history, self._log, keep_v=keep
+        )
+        return _as_output(spikes, x_seq), State(v, state.others, history), v_seq
+
     def _run(
         self, x_seq: Tensor, state: State, keep: bool
     ) -> tuple[Tensor, State, Tensor | None, list[Others]]:
         """All time steps; with ``keep`` also the potentials ``[T, *shape]`` and other variables of each."""
-        dynamics = self.dynamics
-        if can_scan(self.fractional) and dynamics.scannable(self):
-            cell = dynamics.elementwise(self)
-            # A captured graph takes the scan as one operation or, without a code for it, step by step.
-            if cell is not None and (cell.code is not None or not torch.compiler.is_compiling()):
-                spikes, v, history, v_seq = scan(
-                    self.fractional, cell, x_seq, state.v, state.history, self._log, keep_v=keep
-                )
-                return _as_output(spikes, x_seq), State(v, state.others, history), v_seq, []
+        found = self._scan(x_seq, state, keep)
+        if found is not None:
+            return *found, []
         outputs, potentials, others = [], [], []
         for x in x_seq:
             output, state = self._step(x, state)

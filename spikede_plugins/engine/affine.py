@@ -119,7 +119,8 @@ def derivatives(code: AffineCode) -> Derivatives:
             return into_c * scale, ((into_c * lever).sum_to_size(params[0].shape),)
 
         return Local(
-            charge(code, v_prev, x_seq, *params), (1.0 - factor).expand(_time_shape(factor, z)),
+            lambda: charge(code, v_prev, x_seq, *params).detach(),
+            (1.0 - factor).expand(_time_shape(factor, z)),
             spike_slope, reset_slope, pull_back,
         )  # fmt: skip
 

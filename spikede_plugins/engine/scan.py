@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spikede_plugins.engine import cpu
 from spikede_plugins.engine.history import HistoryLog, combine, correlate, history_sum
 from spikede_plugins.engine.operator import FractionalOperator
 from spikede_plugins.engine.step import History, check_channels, per_neuron
@@ -43,14 +44,14 @@ class Local(NamedTuple):
     """A neuron's own functions differentiated at every step of a scan.
 
     Attributes:
-        charge: ``c [T, *shape]``.
+        charge: gives ``c [T, *shape]``; called only where the gain is learned.
         charge_slope, reset_slope: ``dc/dv`` and the whole ``dv/dh``, ``[T, *shape]`` or a number.
         spike_slope: ``ds/dh [T, *shape]``.
         pull_back: from the adjoints of c, of the spikes and of v after firing (the last only where parameters
             are wanted) to the gradients of the input and of each parameter.
     """
 
-    charge: Tensor
+    charge: Callable[[], Tensor]
     charge_slope: Tensor
     spike_slope: Tensor
     reset_slope: Tensor
@@ -161,16 +162,42 @@ def forward_pass(
         torch.sub(v, start, out=buffer[end])
         end += 1
     entering = end - low
-    g = per_neuron(gain, shape, channel_dim) - 1.0
+    rows_in_order = buffer[low : end + steps]
     h_seq = v.new_empty((steps, *shape)) if keep_h else None
     v_seq = v.new_empty((steps, *shape)) if keep_v else None
+    if cpu.serves(neuron, past, x_seq, weights) and neuron.code is not None:
+        spikes = v.new_empty((steps, *shape))
+        v = cpu.march(
+            neuron.code, params, x_seq, v, start, rows_in_order, entering, limit, gain, weights,
+            spikes, h_seq, v_seq,
+        )  # fmt: skip
+    else:
+        spikes, v = _march(
+            neuron, params, x_seq, v, start, rows_in_order, entering, limit, channel_dim, gain, weights,
+            h_seq, v_seq,
+        )  # fmt: skip
+    end += steps
+    log.commit(buffer, end - 1)  # the newest deviation is carried by v, not by the history
+    handed = min(end - 1 - low, limit)
+    return Run(spikes, v, buffer[end - 1 - handed : end - 1], v_seq, h_seq, buffer[low:end], entering)
+
+
+def _march(
+    neuron: ElementwiseNeuron, params: Sequence[Tensor], x_seq: Tensor, v: Tensor, start: Tensor,
+    rows: Tensor, entering: int, limit: int, channel_dim: int | None, gain: Tensor, weights: Tensor,
+    h_seq: Tensor | None, v_seq: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """All steps in torch, for any neuron: fills the new ``rows``, ``h_seq`` and ``v_seq``."""
+    steps, shape = x_seq.shape[0], v.shape
+    g = per_neuron(gain, shape, channel_dim) - 1.0
     spikes: Tensor | None = None
     for k in range(steps):
+        end = entering + k
         c = neuron.charge(v, x_seq[k], *params)
         h = c + g * (c - v)
-        kept = min(end - low, limit)
+        kept = min(end, limit)
         if kept:
-            h = h - history_sum(weights, buffer[end - kept : end], channel_dim)
+            h = h - history_sum(weights, rows[end - kept : end], channel_dim)
         s, v = neuron.fire(h, *params)
         if spikes is None:
             spikes = s.new_empty((steps, *s.shape))
@@ -179,13 +206,10 @@ def forward_pass(
             h_seq[k] = h
         if v_seq is not None:
             v_seq[k] = v
-        torch.sub(v, start, out=buffer[end])
-        end += 1
+        torch.sub(v, start, out=rows[end])
     if spikes is None:
         raise OptionError(_NO_STEPS)
-    log.commit(buffer, end - 1)  # the newest deviation is carried by v, not by the history
-    handed = min(end - 1 - low, limit)
-    return Run(spikes, v, buffer[end - 1 - handed : end - 1], v_seq, h_seq, buffer[low:end], entering)
+    return spikes, v
 
 
 def backward_pass(
@@ -194,46 +218,43 @@ def backward_pass(
     grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None, grad_v_seq: Tensor | None,
     needs: Needs,
 ) -> Gradients:  # fmt: skip
-    """The adjoint at the head of this file; ``all_rows`` and ``h_seq`` as the forward pass left them."""
+    """The adjoint at the head of this file; ``all_rows`` and ``h_seq`` as the forward pass left them.
+
+    ``x_seq`` may be empty for a neuron with closed-form derivatives if neither the gain nor a parameter of
+    its is learned.
+    """
     v_in, rows_in, start, limit, channel_dim = past
-    steps, shape = x_seq.shape[0], v_in.shape
+    steps, shape = h_seq.shape[0], v_in.shape
     total = all_rows.shape[0]
     handed = min(total - 1, limit)
     first_handed = total - 1 - handed
     g = per_neuron(gain, shape, channel_dim)
+    fused = neuron.code is not None and not needs.start and grad_v_seq is None
+    if fused and cpu.serves(neuron, past, h_seq, weights) and neuron.code is not None:
+        grad_x: Tensor | None
+        beyond_x = bool(needs.v or needs.rows or needs.gain or needs.weights or any(needs.params))
+        grad_x, adjoints = cpu.adjoint(
+            neuron.code, params, h_seq, entering, limit, gain, weights, grad_s, grad_v, grad_rows,
+            first_handed, beyond_x,
+        )  # fmt: skip
+        if adjoints is None:
+            return Gradients(grad_x, None, None, None, None, None, (None,) * len(params))
+    else:
+        adjoints = None
 
     # Local derivatives of all steps at once.
     v_prev = torch.cat([v_in.unsqueeze(0), start + all_rows[entering : entering + steps - 1]])
     differentiate = neuron.derivatives or _by_autograd(neuron, needs)
     local = differentiate(v_prev, x_seq, h_seq, params)
 
-    # The adjoint recursion.
-    delta = torch.empty_like(h_seq)
-    eta_seq = torch.empty_like(h_seq) if any(needs.params) else None
-    row_grad = torch.zeros_like(h_seq[0])
-    for k in range(steps - 1, -1, -1):
-        ahead = min(steps - 1 - k, limit)
-        into_row: Tensor | None = None
-        if ahead:
-            into_row = -combine(weights[:ahead].unsqueeze(0), delta[k + 1 : k + 1 + ahead], channel_dim)[0]
-        if grad_rows is not None and first_handed <= entering + k < total - 1:
-            into_row = _plus(into_row, grad_rows[entering + k - first_handed])
-        eta = into_row
-        if into_row is not None:
-            row_grad += into_row
-        if k < steps - 1:
-            eta = _plus(eta, (g * _at(local.charge_slope, k + 1) + (1.0 - g)) * delta[k + 1])
-        elif grad_v is not None:
-            eta = _plus(eta, grad_v)
-        if grad_v_seq is not None:
-            eta = _plus(eta, grad_v_seq[k])
-        if eta is None:
-            eta = torch.zeros_like(h_seq[k])
-        delta[k] = _at(local.reset_slope, k) * eta
-        if grad_s is not None:
-            delta[k] += local.spike_slope[k] * grad_s[k].to(delta.dtype)
-        if eta_seq is not None:
-            eta_seq[k] = eta
+    row_grad: Tensor | None
+    if adjoints is None:
+        delta, eta_seq, row_grad = _recursion(
+            local, weights, g, entering, limit, channel_dim, h_seq, grad_s, grad_v, grad_rows, first_handed,
+            grad_v_seq, any(needs.params),
+        )  # fmt: skip
+    else:
+        delta, eta_seq, row_grad = adjoints, None, None
 
     # What the rows of before receive, and through them and their start the state that came in.
     grad_past = grad_v_in = grad_start = None
@@ -241,7 +262,7 @@ def backward_pass(
         grad_past = _past_gradient(weights, delta, entering, limit, channel_dim)
         if grad_rows is not None and first_handed < entering:
             grad_past[first_handed:] += grad_rows[: entering - first_handed]
-    if needs.start:
+    if needs.start and row_grad is not None:
         grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
     if needs.v:
         grad_v_in = (g * _at(local.charge_slope, 0) + (1.0 - g)) * delta[0]
@@ -249,8 +270,10 @@ def backward_pass(
 
     grad_gain = grad_weights = None
     if needs.gain:
-        grad_gain = _sum_to(delta * (local.charge.detach() - v_prev), gain, channel_dim)
-    if needs.weights:
+        grad_gain = _sum_to(delta * (local.charge() - v_prev), gain, channel_dim)
+    if needs.weights and adjoints is not None:
+        grad_weights = cpu.weight_gradient(delta, all_rows, entering, limit, weights)
+    elif needs.weights:
         grad_weights = torch.zeros_like(weights)
         for k in range(steps):
             kept = min(entering + k, limit)
@@ -269,6 +292,42 @@ def backward_pass(
         grad_weights,
         grad_params,
     )
+
+
+def _recursion(
+    local: Local, weights: Tensor, g: Tensor, entering: int, limit: int, channel_dim: int | None,
+    h_seq: Tensor, grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None,
+    first_handed: int, grad_v_seq: Tensor | None, keep_eta: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
+    """The adjoint recursion in torch, for any neuron: delta, eta (if asked for), and what all rows got."""
+    steps = h_seq.shape[0]
+    delta = torch.empty_like(h_seq)
+    eta_seq = torch.empty_like(h_seq) if keep_eta else None
+    row_grad = torch.zeros_like(h_seq[0])
+    for k in range(steps - 1, -1, -1):
+        ahead = min(steps - 1 - k, limit)
+        into_row: Tensor | None = None
+        if ahead:
+            into_row = -combine(weights[:ahead].unsqueeze(0), delta[k + 1 : k + 1 + ahead], channel_dim)[0]
+        if grad_rows is not None and 0 <= entering + k - first_handed < grad_rows.shape[0]:
+            into_row = _plus(into_row, grad_rows[entering + k - first_handed])
+        eta = into_row
+        if into_row is not None:
+            row_grad += into_row
+        if k < steps - 1:
+            eta = _plus(eta, (g * _at(local.charge_slope, k + 1) + (1.0 - g)) * delta[k + 1])
+        elif grad_v is not None:
+            eta = _plus(eta, grad_v)
+        if grad_v_seq is not None:
+            eta = _plus(eta, grad_v_seq[k])
+        if eta is None:
+            eta = torch.zeros_like(h_seq[k])
+        delta[k] = _at(local.reset_slope, k) * eta
+        if grad_s is not None:
+            delta[k] += local.spike_slope[k] * grad_s[k].to(delta.dtype)
+        if eta_seq is not None:
+            eta_seq[k] = eta
+    return delta, eta_seq, row_grad
 
 
 def _at(slope: Tensor, k: int) -> Tensor:
@@ -304,7 +363,7 @@ def _by_autograd(neuron: ElementwiseNeuron, needs: Needs) -> Derivatives:
             return by_input.get(id(x_at)), tuple(by_input.get(id(p)) for p in p_at)
 
         return Local(
-            c_seq, _diagonal(c_seq, v_at), _diagonal(s_out, h_at), _diagonal(v_out, h_at), pull_back
+            c_seq.detach, _diagonal(c_seq, v_at), _diagonal(s_out, h_at), _diagonal(v_out, h_at), pull_back
         )
 
     return derivatives
@@ -329,7 +388,11 @@ class _Scan(torch.autograd.Function):
             keep_v=keep_v, keep_h=needs_grad,
         )  # fmt: skip
         if needs_grad:
-            ctx.save_for_backward(x_seq, v, start, gain, weights, run.h_seq, *params)
+            n = ctx.needs_input_grad
+            # What a neuron in closed form needs of its input is often nothing.
+            wants_x = neuron.derivatives is None or n[9] or any(n[11:])
+            x_kept = x_seq if wants_x else x_seq.new_empty(0)
+            ctx.save_for_backward(x_kept, v, start, gain, weights, run.h_seq, *params)
             # Rows that are read in backward are never written again (see HistoryLog), so they need no
             # version check; saved as an alias, not as the output, so that no reference cycle forms.
             ctx.all_rows, ctx.entering = run.all_rows, run.entering

@@ -127,9 +127,13 @@ def test_steps_equal_sequence_and_chunks(name, method):
     node.reset()
     node.step_mode = "s"
     steps = torch.stack([node(one) for one in x])
-    # The native LIAFNode gives its act in single-step mode and plain spikes in multi-step mode.
-    assert name == "LIAFNode" or torch.equal(steps, whole)
-    assert torch.equal(node.v, v)
+    if name == "LIAFNode":
+        # Natively it gives its act in single-step mode and plain spikes in multi-step mode: two engines,
+        # which add up the history in another order.
+        torch.testing.assert_close(node.v, v, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(steps, whole)
+        assert torch.equal(node.v, v)
 
 
 @pytest.mark.parametrize("name", [name for name in AVAILABLE if name != "LIAFNode"])

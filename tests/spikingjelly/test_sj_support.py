@@ -288,7 +288,8 @@ def test_user_neuron_equals_the_same_native_neuron():
     x = drive(6, 2, 3)
     theirs, ours = fractional(Same(step_mode="m")), fractional(neuron.LIFNode(step_mode="m"))
     assert torch.equal(theirs(x), ours(x))
-    assert torch.equal(theirs.v, ours.v)
+    # Up to the order in which an engine for known neurons adds up the history.
+    torch.testing.assert_close(theirs.v, ours.v, rtol=1e-5, atol=1e-6)
 
 
 def test_user_neuron_that_writes_its_own_step_is_unsupported():
