@@ -33,52 +33,58 @@ _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
 @njit(fastmath={"contract"}, **_OPTIONS)
 def add_history(total, weights, rows, end, column, count, lags):
     """``total[i] += sum_{m < lags} weights[m] rows[end - 1 - m, column + i]`` for ``i < count``."""
+    # Slices, here and below: an index that the compiler knows not to be negative is what lets it
+    # make vector code of a loop.
+    stop = column + count
     m = 0
     while m + 8 <= lags:
         w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
         w4, w5, w6, w7 = weights[m + 4], weights[m + 5], weights[m + 6], weights[m + 7]
         r = end - 1 - m
+        u0, u1 = rows[r, column:stop], rows[r - 1, column:stop]
+        u2, u3 = rows[r - 2, column:stop], rows[r - 3, column:stop]
+        u4, u5 = rows[r - 4, column:stop], rows[r - 5, column:stop]
+        u6, u7 = rows[r - 6, column:stop], rows[r - 7, column:stop]
         for i in range(count):
-            j = column + i
             t = total[i]
-            t += w0 * rows[r, j]
-            t += w1 * rows[r - 1, j]
-            t += w2 * rows[r - 2, j]
-            t += w3 * rows[r - 3, j]
-            t += w4 * rows[r - 4, j]
-            t += w5 * rows[r - 5, j]
-            t += w6 * rows[r - 6, j]
-            t += w7 * rows[r - 7, j]
+            t += w0 * u0[i]
+            t += w1 * u1[i]
+            t += w2 * u2[i]
+            t += w3 * u3[i]
+            t += w4 * u4[i]
+            t += w5 * u5[i]
+            t += w6 * u6[i]
+            t += w7 * u7[i]
             total[i] = t
         m += 8
     while m < lags:
-        w, r = weights[m], end - 1 - m
+        w, u = weights[m], rows[end - 1 - m, column:stop]
         for i in range(count):
-            total[i] += w * rows[r, column + i]
+            total[i] += w * u[i]
         m += 1
 
 
 @njit(**_OPTIONS)
-def charge(c, v, x, column, count, form, leak, rest, one):
+def charge(c, v, x, count, form, leak, rest):
     """The native charge of one step for ``count`` neurons."""
     if form == INTEGRATE:
         for i in range(count):
-            c[i] = v[i] + x[column + i]
+            c[i] = v[i] + x[i]
     elif form == DIVIDE_INPUT:
         for i in range(count):
-            c[i] = v[i] + (x[column + i] - (v[i] - rest)) / leak
+            c[i] = v[i] + (x[i] - (v[i] - rest)) / leak
     elif form == DIVIDE:
         for i in range(count):
-            c[i] = v[i] - (v[i] - rest) / leak + x[column + i]
+            c[i] = v[i] - (v[i] - rest) / leak + x[i]
     elif form in (DIVIDE_SHORT, FACTOR_SHORT):
         for i in range(count):
-            c[i] = v[i] * leak + x[column + i]
+            c[i] = v[i] * leak + x[i]
     elif form == FACTOR_INPUT:
         for i in range(count):
-            c[i] = v[i] + (x[column + i] - (v[i] - rest)) * leak
+            c[i] = v[i] + (x[i] - (v[i] - rest)) * leak
     else:
         for i in range(count):
-            c[i] = v[i] - (v[i] - rest) * leak + x[column + i]
+            c[i] = v[i] - (v[i] - rest) * leak + x[i]
 
 
 @njit(**_OPTIONS)
@@ -89,12 +95,13 @@ def forward(
     """All steps of all neurons; ``rows [entering + T, N]`` holds the past and receives the new rows."""
     steps, neurons = x.shape
     held = min(entering, limit)
+    zero = one - one
     for block in range(first_block, last_block):
         column = block * BLOCK
         count = min(BLOCK, neurons - column)
+        stop = column + count
         total, c, v = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
-        for i in range(count):
-            v[i] = v0[column + i]
+        v[:count] = v0[column:stop]
         # A single step reads the past where it lies; a sequence reads it many times, from the cache.
         local = rows
         first, shift, offset = entering, 0, column
@@ -102,65 +109,75 @@ def forward(
             local = np.empty((held + steps, BLOCK), x.dtype)
             shift, offset = entering - held, 0
             for r in range(held):
-                for i in range(count):
-                    local[r, i] = rows[shift + r, column + i]
+                local[r, :count] = rows[shift + r, column:stop]
         for k in range(steps):
             end = first + k - shift
             for i in range(count):
                 total[i] = 0.0
             add_history(total, weights, local, end, offset, count, min(first + k, limit))
-            charge(c, v, x[k], column, count, form, leak, rest, one)
+            charge(c, v, x[k, column:stop], count, form, leak, rest)
+            # Short loops over few arrays: the compiler makes vector code of each.
             for i in range(count):
-                h = c[i] + bracket * (c[i] - v[i]) - total[i]
-                s = one if h >= threshold else one - one
-                if hard:
-                    v[i] = (one - s) * h + s * reset
-                else:
-                    v[i] = h - s * threshold
-                spikes[k, column + i] = s
-                u = v[i] - start[column + i]
-                rows[entering + k, column + i] = u
-                if steps > 1:
-                    local[end, i] = u
-                if keep_h:
-                    h_seq[k, column + i] = h
-                if keep_v:
-                    v_seq[k, column + i] = v[i]
-        for i in range(count):
-            v_last[column + i] = v[i]
+                c[i] = c[i] + bracket * (c[i] - v[i]) - total[i]
+            fired = spikes[k, column:stop]
+            for i in range(count):
+                fired[i] = one if c[i] >= threshold else zero
+            if hard:
+                for i in range(count):
+                    s = fired[i]
+                    v[i] = (one - s) * c[i] + s * reset
+            else:
+                for i in range(count):
+                    v[i] = c[i] - fired[i] * threshold
+            newest, origin = rows[entering + k, column:stop], start[column:stop]
+            for i in range(count):
+                newest[i] = v[i] - origin[i]
+            if steps > 1:
+                kept = local[end]
+                for i in range(count):
+                    kept[i] = newest[i]
+            if keep_h:
+                charged = h_seq[k, column:stop]
+                for i in range(count):
+                    charged[i] = c[i]
+            if keep_v:
+                potential = v_seq[k, column:stop]
+                for i in range(count):
+                    potential[i] = v[i]
+        v_last[column:stop] = v[:count]
 
 
 @njit(**_OPTIONS)
-def surrogate_slope(slope, h, column, count, threshold, kind, a, one):
+def surrogate_slope(slope, h, count, threshold, kind, a, one):
     """``slope[i]``: the surrogate's slope at ``h - threshold`` (see ``spikede_plugins.surrogate``)."""
     half = a / (one + one)
     if kind == 0:
         for i in range(count):
-            s = one / (one + np.exp(-a * (h[column + i] - threshold)))
+            s = one / (one + np.exp(-a * (h[i] - threshold)))
             slope[i] = a * s * (one - s)
     elif kind == 1:
         scale = half * type(one)(math.pi)
         for i in range(count):
-            z = scale * (h[column + i] - threshold)
+            z = scale * (h[i] - threshold)
             slope[i] = half / (one + z * z)
     elif kind == 2:
         for i in range(count):
-            slope[i] = max(a - a * a * abs(h[column + i] - threshold), one - one)
+            slope[i] = max(a - a * a * abs(h[i] - threshold), one - one)
     elif kind == 3:
         for i in range(count):
-            slope[i] = half * np.exp(-a * abs(h[column + i] - threshold))
+            slope[i] = half * np.exp(-a * abs(h[i] - threshold))
     elif kind == 4:
         for i in range(count):
-            z = one / a + abs(h[column + i] - threshold)
+            z = one / a + abs(h[i] - threshold)
             slope[i] = one / ((one + one) * a * z * z)
     elif kind == 5:
         for i in range(count):
-            z = one + abs(h[column + i] - threshold)
+            z = one + abs(h[i] - threshold)
             slope[i] = a / (z * z)
     else:
         scale = a / type(one)(math.sqrt(math.pi))
         for i in range(count):
-            z = a * (h[column + i] - threshold)
+            z = a * (h[i] - threshold)
             slope[i] = scale * np.exp(-z * z)
 
 
@@ -178,6 +195,7 @@ def backward(
     for block in range(first_block, last_block):
         column = block * BLOCK
         count = min(BLOCK, neurons - column)
+        stop = column + count
         total, slope = np.empty(BLOCK, h_seq.dtype), np.empty(BLOCK, h_seq.dtype)
         local = np.empty((steps, BLOCK), h_seq.dtype)  # adjoints, the last step first
         for back in range(steps):
@@ -185,41 +203,52 @@ def backward(
             for i in range(count):
                 total[i] = zero
             add_history(total, weights, local, back, 0, count, min(back, limit))
-            surrogate_slope(slope, h_seq[k], column, count, threshold, kind, sharpness, one)
+            surrogate_slope(slope, h_seq[k, column:stop], count, threshold, kind, sharpness, one)
             row = entering + k - first_handed
             if 0 <= row < handed:
+                handed_on = grad_rows[row, column:stop]
                 for i in range(count):
-                    total[i] -= grad_rows[row, column + i]
+                    total[i] -= handed_on[i]
             if back > 0:
+                ahead = local[back - 1]
                 for i in range(count):
-                    total[i] -= carried * local[back - 1, i]
+                    total[i] -= carried * ahead[i]
             elif has_v:
+                into_v = grad_v[column:stop]
                 for i in range(count):
-                    total[i] -= grad_v[column + i]
+                    total[i] -= into_v[i]
+            d, h = local[back], h_seq[k, column:stop]
+            if hard and detach:
+                for i in range(count):
+                    d[i] = -total[i] if h[i] < threshold else zero
+            elif hard:
+                for i in range(count):
+                    below = one if h[i] < threshold else zero
+                    d[i] = -(below + (reset - h[i]) * slope[i]) * total[i]
+            elif detach:
+                for i in range(count):
+                    d[i] = -total[i]
+            else:
+                for i in range(count):
+                    d[i] = (threshold * slope[i] - one) * total[i]
+            if has_s:
+                incoming = grad_s[k, column:stop]
+                for i in range(count):
+                    d[i] += slope[i] * incoming[i]
+            outgoing = grad_x[k, column:stop]
             for i in range(count):
-                h = h_seq[k, column + i]
-                if hard:
-                    through = one if h < threshold else zero
-                    if not detach:
-                        through += (reset - h) * slope[i]
-                else:
-                    through = one
-                    if not detach:
-                        through -= threshold * slope[i]
-                d = -through * total[i]
-                if has_s:
-                    d += slope[i] * grad_s[k, column + i]
-                local[back, i] = d
-                grad_x[k, column + i] = into_input * d
-                if keep_delta:
-                    delta[k, column + i] = d
+                outgoing[i] = into_input * d[i]
+            if keep_delta:
+                adjoint = delta[k, column:stop]
+                for i in range(count):
+                    adjoint[i] = d[i]
 
 
 @njit(fastmath={"contract", "reassoc", "nsz"}, **_OPTIONS)
-def _dot(a, r, b, q, count):
-    total = a[r, 0] * b[q, 0]
+def _dot(a, b, count):
+    total = a[0] * b[0]
     for i in range(1, count):
-        total += a[r, i] * b[q, i]
+        total += a[i] * b[i]
     return total
 
 
@@ -232,14 +261,12 @@ def weight_gradient(delta, rows, entering, limit, partial, first_block, last_blo
     for block in range(first_block, last_block):
         column = block * BLOCK
         count = min(BLOCK, neurons - column)
+        stop = column + count
         past = np.empty((held + steps, BLOCK), delta.dtype)
         for r in range(held + steps):
-            for i in range(count):
-                past[r, i] = rows[shift + r, column + i]
-        adjoint = np.empty((1, BLOCK), delta.dtype)
+            past[r, :count] = rows[shift + r, column:stop]
         for k in range(steps):
-            for i in range(count):
-                adjoint[0, i] = delta[k, column + i]
+            adjoint = delta[k, column:stop]
             end = held + k
             for m in range(min(entering + k, limit)):
-                partial[block, m] += _dot(adjoint, 0, past, end - 1 - m, count)
+                partial[block, m] += _dot(adjoint, past[end - 1 - m], count)
