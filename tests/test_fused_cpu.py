@@ -81,6 +81,31 @@ def test_every_charge_and_reset(monkeypatch, charge, reset, detach, dtype):
     assert_same(*both_engines(monkeypatch, lambda: two_chunks(operator, neuron, x, v)), dtype)
 
 
+@pytest.mark.parametrize("reset", [None, 0.1])
+def test_gradients_to_the_initial_potential_and_of_stored_potentials(monkeypatch, reset):
+    """What the kernels leave to torch: the start, and gradients that come in through stored potentials."""
+    operator, neuron = make_case("leak", torch.float64, reset=reset)
+    x, v = make_input(torch.float64)
+    v.requires_grad_()
+
+    def run():
+        spikes, last, _, stored = scan(operator, neuron, x, v, FRESH, HistoryLog(), keep_v=True)
+        loss = spikes.sum() + last.square().sum() + stored.square().sum()
+        return spikes, stored, torch.autograd.grad(loss, [x, v, *operator.parameters()])
+
+    assert_same(*both_engines(monkeypatch, run), torch.float64)
+
+
+def test_spikes_may_be_changed_in_place_after_the_scan():
+    operator, neuron = make_case("leak", torch.float32, reset=None)
+    x, v = make_input(torch.float32)
+    spikes = scan(operator, neuron, x, v, FRESH, HistoryLog())[0]
+    (expected,) = torch.autograd.grad(spikes.sum(), x, retain_graph=True)
+    spikes += 1.0
+    (found,) = torch.autograd.grad(spikes.sum(), x)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("surrogate", available_surrogates())
 def test_every_surrogate(monkeypatch, surrogate):
     operator, neuron = make_case("leak", torch.float64, surrogate=surrogate)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
-    from spikede_plugins.engine.scan import ElementwiseNeuron, Past
+    from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
 
 
 def missing() -> str:
@@ -85,12 +85,18 @@ def _row(t: Tensor) -> Any:
     return t.detach().contiguous().view(-1).numpy()
 
 
+_NO_MARKS = torch.empty((0, 0), dtype=torch.uint8).numpy()
+
+
 def march(
     code: AffineCode, params: Sequence[Tensor], x_seq: Tensor, v: Tensor, start: Tensor, rows: Tensor,
     entering: int, limit: int, gain: Tensor, weights: Tensor, spikes: Tensor, h_seq: Tensor | None,
-    v_seq: Tensor | None,
+    v_seq: Tensor | None, marks: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """All steps: fills ``spikes``, the new ``rows``, ``h_seq`` and ``v_seq``; returns the last potential."""
+    """All steps: fills ``spikes``, the new ``rows``, and of the others what is there; the last potential.
+
+    ``marks`` (uint8) receives 1 where a neuron fired.
+    """
     k, steps = _kernels(), x_seq.shape[0]
     x = _flat(x_seq, steps)
     number = x.dtype.type
@@ -104,36 +110,42 @@ def march(
         code.reset is not None, number(code.reset or 0.0), number(1.0), spikes.view(steps, -1).numpy(),
         nothing if h_seq is None else h_seq.view(steps, -1).numpy(), h_seq is not None,
         nothing if v_seq is None else v_seq.view(steps, -1).numpy(), v_seq is not None,
+        _NO_MARKS if marks is None else marks.view(steps, -1).numpy(), marks is not None,
         last.view(-1).numpy(),
     )  # fmt: skip
     return last
 
 
 def adjoint(
-    code: AffineCode, params: Sequence[Tensor], h_seq: Tensor, entering: int, limit: int, gain: Tensor,
-    weights: Tensor, grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None,
-    first_handed: int, keep_delta: bool,
+    code: AffineCode, params: Sequence[Tensor], charged: Tensor | SoftReset, rows: Tensor, start: Tensor,
+    entering: int, limit: int, gain: Tensor, weights: Tensor, grad_s: Tensor | None,
+    grad_v: Tensor | None, grad_rows: Tensor | None, first_handed: int, keep_delta: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The gradient of the input and, if asked for, the adjoints of the charged potentials."""
-    k, steps = _kernels(), h_seq.shape[0]
-    h = _flat(h_seq, steps)
-    number = h.dtype.type
+    k, rebuild = _kernels(), not isinstance(charged, Tensor)
+    steps, like = rows.shape[0] - entering, rows[entering:]
+    number = _row(weights).dtype.type
     leak = {"none": 0.0, "divide": 1.0 / code.tau}.get(code.leak)
     leak = params[0].item() if leak is None else leak
-    grad_x = torch.empty_like(h_seq, memory_format=torch.contiguous_format)
+    grad_x: Tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
     delta = torch.empty_like(grad_x) if keep_delta else None
-    nothing = h[:0]
+    into_x = grad_x.view(steps, -1).numpy()
+    nothing = into_x[:0]
     in_blocks(
-        k.backward, h.shape[1], steps * (2 + min(steps, limit)),
-        h, entering, limit, _row(weights), number(gain.item()), number(1.0 - leak),
+        k.backward, into_x.shape[1], steps * (2 + min(steps, limit)),
+        _flat(charged, steps) if isinstance(charged, Tensor) else nothing, rebuild,
+        rows.view(rows.shape[0], -1).numpy(), _row(start),
+        _NO_MARKS if isinstance(charged, Tensor) else _flat(charged.fired, steps),
+        nothing.reshape(-1) if isinstance(charged, Tensor) else _row(charged.v),
+        entering, limit, _row(weights), number(gain.item()), number(1.0 - leak),
         number(leak if code.leak != "none" and code.decay_input else 1.0), number(code.threshold),
         code.reset is not None, number(code.reset or 0.0), code.detach_reset,
         k.SURROGATES.index(code.surrogate), number(code.surrogate_alpha), number(1.0),
-        nothing if grad_s is None else _flat(grad_s.to(h_seq.dtype), steps), grad_s is not None,
+        nothing if grad_s is None else _flat(grad_s.to(like.dtype), steps), grad_s is not None,
         nothing.reshape(-1) if grad_v is None else _row(grad_v), grad_v is not None,
         nothing if grad_rows is None or not grad_rows.shape[0] else _flat(grad_rows, grad_rows.shape[0]),
         first_handed, 0 if grad_rows is None else grad_rows.shape[0],
-        grad_x.view(steps, -1).numpy(), nothing if delta is None else delta.view(steps, -1).numpy(),
+        into_x, nothing if delta is None else delta.view(steps, -1).numpy(),
         keep_delta,
     )  # fmt: skip
     return grad_x, delta

@@ -90,7 +90,7 @@ def charge(c, v, x, count, form, leak, rest):
 @njit(**_OPTIONS)
 def forward(
     x, v0, start, rows, entering, limit, weights, bracket, form, leak, rest, threshold, hard, reset,
-    one, spikes, h_seq, keep_h, v_seq, keep_v, v_last, first_block, last_block,
+    one, spikes, h_seq, keep_h, v_seq, keep_v, marks, keep_marks, v_last, first_block, last_block,
 ):  # fmt: skip
     """All steps of all neurons; ``rows [entering + T, N]`` holds the past and receives the new rows."""
     steps, neurons = x.shape
@@ -136,6 +136,10 @@ def forward(
                 kept = local[end]
                 for i in range(count):
                     kept[i] = newest[i]
+            if keep_marks:
+                mark = marks[k, column:stop]
+                for i in range(count):
+                    mark[i] = np.uint8(1) if c[i] >= threshold else np.uint8(0)
             if keep_h:
                 charged = h_seq[k, column:stop]
                 for i in range(count):
@@ -183,12 +187,15 @@ def surrogate_slope(slope, h, count, threshold, kind, a, one):
 
 @njit(**_OPTIONS)
 def backward(
-    h_seq, entering, limit, weights, gain, charge_slope, input_slope, threshold, hard, reset, detach,
-    kind, sharpness, one, grad_s, has_s, grad_v, has_v, grad_rows, first_handed, handed,
-    grad_x, delta, keep_delta, first_block, last_block,
+    h_seq, rebuild, rows, start, marks, v_last, entering, limit, weights, gain, charge_slope,
+    input_slope, threshold, hard, reset, detach, kind, sharpness, one, grad_s, has_s, grad_v, has_v,
+    grad_rows, first_handed, handed, grad_x, delta, keep_delta, first_block, last_block,
 ):  # fmt: skip
-    """The adjoint recursion; ``grad_x`` and, if asked for, the adjoints ``delta`` of all steps."""
-    steps, neurons = h_seq.shape
+    """The adjoint recursion; ``grad_x`` and, if asked for, the adjoints ``delta`` of all steps.
+
+    With ``rebuild`` the charged potentials are not given but follow from what a soft reset left of them.
+    """
+    steps, neurons = grad_x.shape
     zero = one - one
     carried = gain * charge_slope + (one - gain)
     into_input = gain * input_slope
@@ -196,14 +203,28 @@ def backward(
         column = block * BLOCK
         count = min(BLOCK, neurons - column)
         stop = column + count
-        total, slope = np.empty(BLOCK, h_seq.dtype), np.empty(BLOCK, h_seq.dtype)
-        local = np.empty((steps, BLOCK), h_seq.dtype)  # adjoints, the last step first
+        total, slope = np.empty(BLOCK, grad_x.dtype), np.empty(BLOCK, grad_x.dtype)
+        rebuilt = np.empty(BLOCK, grad_x.dtype)
+        local = np.empty((steps, BLOCK), grad_x.dtype)  # adjoints, the last step first
         for back in range(steps):
             k = steps - 1 - back
             for i in range(count):
                 total[i] = zero
             add_history(total, weights, local, back, 0, count, min(back, limit))
-            surrogate_slope(slope, h_seq[k, column:stop], count, threshold, kind, sharpness, one)
+            h = rebuilt[:count]
+            if rebuild:
+                mark = marks[k, column:stop]
+                if back == 0:  # the newest row may have been overwritten by a potential set by hand
+                    after = v_last[column:stop]
+                    for i in range(count):
+                        h[i] = after[i] + (threshold if mark[i] else zero)
+                else:
+                    after, origin = rows[entering + k, column:stop], start[column:stop]
+                    for i in range(count):
+                        h[i] = (after[i] + origin[i]) + (threshold if mark[i] else zero)
+            else:
+                h[:] = h_seq[k, column:stop]
+            surrogate_slope(slope, h, count, threshold, kind, sharpness, one)
             row = entering + k - first_handed
             if 0 <= row < handed:
                 handed_on = grad_rows[row, column:stop]
@@ -217,7 +238,7 @@ def backward(
                 into_v = grad_v[column:stop]
                 for i in range(count):
                     total[i] -= into_v[i]
-            d, h = local[back], h_seq[k, column:stop]
+            d = local[back]
             if hard and detach:
                 for i in range(count):
                     d[i] = -total[i] if h[i] < threshold else zero

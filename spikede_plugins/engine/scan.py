@@ -123,6 +123,7 @@ class Run(NamedTuple):
         spikes, v, rows: spikes ``[T, *shape]``, the last potential, the history handed on.
         v_seq: potentials after each step, if asked for.
         h_seq: charged potentials before firing, if asked for.
+        fired: in place of ``h_seq``, 1 where a neuron fired (uint8), where the pass was asked for that.
         all_rows: every deviation ``[entering + T, *shape]``, those of before included.
         entering: how many rows were there before the first step.
     """
@@ -132,8 +133,29 @@ class Run(NamedTuple):
     rows: Tensor
     v_seq: Tensor | None
     h_seq: Tensor | None
+    fired: Tensor | None
     all_rows: Tensor
     entering: int
+
+
+class SoftReset(NamedTuple):
+    """What the charged potentials follow from where the reset is soft: ``h = u + start + threshold s``.
+
+    Attributes:
+        fired: 1 where a neuron fired, ``[T, *shape]``, uint8.
+        v: the last potential ``[*shape]``.
+        threshold: the firing threshold.
+    """
+
+    fired: Tensor
+    v: Tensor
+    threshold: float
+
+    def charged(self, rows: Tensor, start: Tensor) -> Tensor:
+        """``h [T, *shape]`` from the deviations ``rows [T, *shape]``."""
+        h_seq = rows + start
+        h_seq[-1] = self.v  # the newest row may have been overwritten by a potential set by hand
+        return h_seq.add_(self.fired, alpha=self.threshold)
 
 
 class Gradients(NamedTuple):
@@ -150,7 +172,7 @@ class Gradients(NamedTuple):
 
 def forward_pass(
     neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, gain: Tensor, weights: Tensor,
-    params: Sequence[Tensor], log: HistoryLog, *, keep_v: bool, keep_h: bool,
+    params: Sequence[Tensor], log: HistoryLog, *, keep_v: bool, keep_h: bool, keep_fired: bool = False,
 ) -> Run:  # fmt: skip
     """The equations at the head of this file, step by step."""
     v, rows, start, limit, channel_dim = past
@@ -165,11 +187,13 @@ def forward_pass(
     rows_in_order = buffer[low : end + steps]
     h_seq = v.new_empty((steps, *shape)) if keep_h else None
     v_seq = v.new_empty((steps, *shape)) if keep_v else None
+    fired: Tensor | None = None
     if cpu.serves(neuron, past, x_seq, weights) and neuron.code is not None:
+        fired = torch.empty((steps, *shape), dtype=torch.uint8) if keep_fired else None
         spikes = v.new_empty((steps, *shape))
         v = cpu.march(
             neuron.code, params, x_seq, v, start, rows_in_order, entering, limit, gain, weights,
-            spikes, h_seq, v_seq,
+            spikes, h_seq, v_seq, fired,
         )  # fmt: skip
     else:
         spikes, v = _march(
@@ -179,7 +203,7 @@ def forward_pass(
     end += steps
     log.commit(buffer, end - 1)  # the newest deviation is carried by v, not by the history
     handed = min(end - 1 - low, limit)
-    return Run(spikes, v, buffer[end - 1 - handed : end - 1], v_seq, h_seq, buffer[low:end], entering)
+    return Run(spikes, v, buffer[end - 1 - handed : end - 1], v_seq, h_seq, fired, buffer[low:end], entering)
 
 
 def _march(
@@ -214,28 +238,28 @@ def _march(
 
 def backward_pass(
     neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, gain: Tensor, weights: Tensor,
-    params: Sequence[Tensor], h_seq: Tensor, all_rows: Tensor, entering: int,
+    params: Sequence[Tensor], charged: Tensor | SoftReset, all_rows: Tensor, entering: int,
     grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None, grad_v_seq: Tensor | None,
     needs: Needs,
 ) -> Gradients:  # fmt: skip
-    """The adjoint at the head of this file; ``all_rows`` and ``h_seq`` as the forward pass left them.
+    """The adjoint at the head of this file; ``all_rows`` and ``charged`` (h) as the forward pass left them.
 
     ``x_seq`` may be empty for a neuron with closed-form derivatives if neither the gain nor a parameter of
     its is learned.
     """
     v_in, rows_in, start, limit, channel_dim = past
-    steps, shape = h_seq.shape[0], v_in.shape
+    steps, shape = all_rows.shape[0] - entering, v_in.shape
     total = all_rows.shape[0]
     handed = min(total - 1, limit)
     first_handed = total - 1 - handed
     g = per_neuron(gain, shape, channel_dim)
     fused = neuron.code is not None and not needs.start and grad_v_seq is None
-    if fused and cpu.serves(neuron, past, h_seq, weights) and neuron.code is not None:
+    if fused and cpu.serves(neuron, past, all_rows, weights) and neuron.code is not None:
         grad_x: Tensor | None
         beyond_x = bool(needs.v or needs.rows or needs.gain or needs.weights or any(needs.params))
         grad_x, adjoints = cpu.adjoint(
-            neuron.code, params, h_seq, entering, limit, gain, weights, grad_s, grad_v, grad_rows,
-            first_handed, beyond_x,
+            neuron.code, params, charged, all_rows, start, entering, limit, gain, weights, grad_s,
+            grad_v, grad_rows, first_handed, beyond_x,
         )  # fmt: skip
         if adjoints is None:
             return Gradients(grad_x, None, None, None, None, None, (None,) * len(params))
@@ -243,6 +267,7 @@ def backward_pass(
         adjoints = None
 
     # Local derivatives of all steps at once.
+    h_seq = charged if isinstance(charged, Tensor) else charged.charged(all_rows[entering:], start)
     v_prev = torch.cat([v_in.unsqueeze(0), start + all_rows[entering : entering + steps - 1]])
     differentiate = neuron.derivatives or _by_autograd(neuron, needs)
     local = differentiate(v_prev, x_seq, h_seq, params)
@@ -383,16 +408,21 @@ class _Scan(torch.autograd.Function):
         weights: Tensor, *params: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         needs_grad = any(ctx.needs_input_grad)
+        past, code = Past(v, rows, start, limit, channel_dim), neuron.code
+        # A soft reset loses nothing: the history, which exists anyway, and who fired give h back.
+        soft = code is not None and code.reset is None and cpu.serves(neuron, past, x_seq, weights)
         run = forward_pass(
-            neuron, Past(v, rows, start, limit, channel_dim), x_seq, gain, weights, params, log,
-            keep_v=keep_v, keep_h=needs_grad,
+            neuron, past, x_seq, gain, weights, params, log, keep_v=keep_v,
+            keep_h=needs_grad and not soft, keep_fired=needs_grad and soft,
         )  # fmt: skip
         if needs_grad:
             n = ctx.needs_input_grad
             # What a neuron in closed form needs of its input is often nothing.
             wants_x = neuron.derivatives is None or n[9] or any(n[11:])
             x_kept = x_seq if wants_x else x_seq.new_empty(0)
-            ctx.save_for_backward(x_kept, v, start, gain, weights, run.h_seq, *params)
+            h_kept = run.fired if soft else run.h_seq
+            ctx.threshold = code.threshold if soft and code is not None else None
+            ctx.save_for_backward(x_kept, v, start, gain, weights, h_kept, run.v if soft else v, *params)
             # Rows that are read in backward are never written again (see HistoryLog), so they need no
             # version check; saved as an alias, not as the output, so that no reference cycle forms.
             ctx.all_rows, ctx.entering = run.all_rows, run.entering
@@ -403,12 +433,13 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        x_seq, v, start, gain, weights, h_seq, *params = ctx.saved_tensors
+        x_seq, v, start, gain, weights, kept, v_last, *params = ctx.saved_tensors
+        charged = kept if ctx.threshold is None else SoftReset(kept, v_last, ctx.threshold)
         n = ctx.needs_input_grad
         rows = None if ctx.fresh else ctx.all_rows[: ctx.entering - 1]
         found = backward_pass(
             ctx.neuron, Past(v, rows, start, ctx.limit, ctx.channel_dim), x_seq, gain, weights, params,
-            h_seq, ctx.all_rows, ctx.entering, grads[0], grads[1], grads[2],
+            charged, ctx.all_rows, ctx.entering, grads[0], grads[1], grads[2],
             grads[3] if len(grads) > 3 else None, Needs(n[5], n[6], n[7], n[8], n[9], n[10], n[11:]),
         )  # fmt: skip
         return (None, None, None, None, None, *found[:-1], *found.params)
