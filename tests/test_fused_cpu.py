@@ -113,7 +113,9 @@ def test_every_surrogate(monkeypatch, surrogate):
     assert_same(*both_engines(monkeypatch, lambda: two_chunks(operator, neuron, x, v)), torch.float64)
 
 
-@pytest.mark.parametrize("options", [{"memory": 5}, {"learn": False}, {"solver": Predictor()}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"memory": 5}, {"learn": False}, {"solver": Predictor()}], ids=["window", "fixed", "pred"]
+)
 def test_window_fixed_order_and_other_solvers(monkeypatch, options):
     operator, neuron = make_case("leak", torch.float64, **options)
     x, v = make_input(torch.float64, steps=40)
