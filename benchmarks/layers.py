@@ -151,7 +151,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--only", default="layer,cnn,loop")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak", help=argparse.SUPPRESS)

@@ -144,7 +144,7 @@ def test_a_copy_can_be_made_while_the_neurons_hold_a_graph(framework):
         out = net(step)
     fractional = convert_to_fractional(net)
     out.sum().backward()  # the original's graph is as it was
-    assert net.fc.weight.grad is not None
+    assert net.fc.weight.grad.abs().sum() > 0
     fresh = framework.run(convert_to_fractional(framework.net()), frames())
     assert torch.equal(torch.stack([fractional(step) for step in frames()]), fresh)
 

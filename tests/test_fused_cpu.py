@@ -11,8 +11,9 @@ import torch
 
 from spikede_plugins.engine import FRESH, AffineCode, FractionalOperator, HistoryLog, affine_neuron, cpu, scan
 from spikede_plugins.memory import as_memory
-from spikede_plugins.orders import FractionalOrder, PerChannel
+from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel
 from spikede_plugins.solvers.gl import GrunwaldLetnikov
+from spikede_plugins.solvers.glmulti import MultiTermGrunwaldLetnikov
 from spikede_plugins.solvers.pred import Predictor
 from spikede_plugins.surrogate import available_surrogates
 
@@ -96,6 +97,21 @@ def test_gradients_to_the_initial_potential_and_of_stored_potentials(monkeypatch
     assert_same(*both_engines(monkeypatch, run), torch.float64)
 
 
+def test_a_soft_reset_saves_one_byte_a_neuron_and_step():
+    """What backward needs beyond the history, which is state: who fired. The input is not kept."""
+    operator, neuron = make_case("leak", torch.float32, learn=False, reset=None)
+    x, v = make_input(torch.float32, steps=40)
+    saved = {}
+
+    def pack(t):
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        scan(operator, neuron, x, v, FRESH, HistoryLog())
+    assert x.numel() <= sum(saved.values()) <= 1.25 * x.numel()
+
+
 def test_spikes_may_be_changed_in_place_after_the_scan():
     operator, neuron = make_case("leak", torch.float32, reset=None)
     x, v = make_input(torch.float32)
@@ -113,8 +129,16 @@ def test_every_surrogate(monkeypatch, surrogate):
     assert_same(*both_engines(monkeypatch, lambda: two_chunks(operator, neuron, x, v)), torch.float64)
 
 
+TWO_TERMS = {
+    "alpha": MultiTerm([0.9, 0.4], [1.0, 0.5], learn_coefficients=True),
+    "solver": MultiTermGrunwaldLetnikov(),
+}
+
+
 @pytest.mark.parametrize(
-    "options", [{"memory": 5}, {"learn": False}, {"solver": Predictor()}], ids=["window", "fixed", "pred"]
+    "options",
+    [{"memory": 5}, {"learn": False}, {"solver": Predictor()}, TWO_TERMS],
+    ids=["window", "fixed", "pred", "two terms"],
 )
 def test_window_fixed_order_and_other_solvers(monkeypatch, options):
     operator, neuron = make_case("leak", torch.float64, **options)

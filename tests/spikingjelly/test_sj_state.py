@@ -179,7 +179,7 @@ def test_truncated_backpropagation():
     assert torch.equal(late, whole[3:])
     late.sum().backward()
     assert leaf.grad is None
-    assert net[0].weight.grad is not None
+    assert net[0].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
