@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spikede_plugins.engine.buffers import empty
+
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
@@ -127,8 +129,8 @@ def adjoint(
     number = _row(weights).dtype.type
     leak = {"none": 0.0, "divide": 1.0 / code.tau}.get(code.leak)
     leak = params[0].item() if leak is None else leak
-    grad_x: Tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
-    delta = torch.empty_like(grad_x) if keep_delta else None
+    grad_x = empty(tuple(like.shape), like)
+    delta = empty(tuple(like.shape), like) if keep_delta else None
     into_x = grad_x.view(steps, -1).numpy()
     nothing = into_x[:0]
     in_blocks(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikede_plugins.engine.buffers import empty
 from spikede_plugins.errors import StateError
 
 
@@ -44,7 +45,7 @@ class HistoryLog:
                 return buffer, filled
         # One row at a time asks for room to double; a whole sequence for what it needs.
         spare = max(15, kept) if rows == 1 else 0
-        buffer = history.new_empty((kept + rows + spare, *history.shape[1:]))
+        buffer = empty((kept + rows + spare, *history.shape[1:]), history)
         buffer[:kept] = history.detach()
         return buffer, kept
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikede_plugins.engine import cpu
+from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.history import HistoryLog, combine, correlate, history_sum
 from spikede_plugins.engine.operator import FractionalOperator
 from spikede_plugins.engine.step import History, check_channels, per_neuron
@@ -185,12 +186,12 @@ def forward_pass(
         end += 1
     entering = end - low
     rows_in_order = buffer[low : end + steps]
-    h_seq = v.new_empty((steps, *shape)) if keep_h else None
-    v_seq = v.new_empty((steps, *shape)) if keep_v else None
+    h_seq = empty((steps, *shape), v) if keep_h else None
+    v_seq = empty((steps, *shape), v) if keep_v else None
     fired: Tensor | None = None
     if cpu.serves(neuron, past, x_seq, weights) and neuron.code is not None:
-        fired = torch.empty((steps, *shape), dtype=torch.uint8) if keep_fired else None
-        spikes = v.new_empty((steps, *shape))
+        fired = empty((steps, *shape), v, torch.uint8) if keep_fired else None
+        spikes = empty((steps, *shape), v)
         v = cpu.march(
             neuron.code, params, x_seq, v, start, rows_in_order, entering, limit, gain, weights,
             spikes, h_seq, v_seq, fired,
@@ -224,7 +225,7 @@ def _march(
             h = h - history_sum(weights, rows[end - kept : end], channel_dim)
         s, v = neuron.fire(h, *params)
         if spikes is None:
-            spikes = s.new_empty((steps, *s.shape))
+            spikes = empty((steps, *s.shape), s)
         spikes[k] = s
         if h_seq is not None:
             h_seq[k] = h
@@ -326,8 +327,8 @@ def _recursion(
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """The adjoint recursion in torch, for any neuron: delta, eta (if asked for), and what all rows got."""
     steps = h_seq.shape[0]
-    delta = torch.empty_like(h_seq)
-    eta_seq = torch.empty_like(h_seq) if keep_eta else None
+    delta = empty(tuple(h_seq.shape), h_seq)
+    eta_seq = empty(tuple(h_seq.shape), h_seq) if keep_eta else None
     row_grad = torch.zeros_like(h_seq[0])
     for k in range(steps - 1, -1, -1):
         ahead = min(steps - 1 - k, limit)
