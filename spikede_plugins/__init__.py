@@ -29,7 +29,7 @@ from spikede_plugins.errors import (
     UnknownNameError,
     UnsupportedNeuronError,
 )
-from spikede_plugins.memory import FullMemory, Memory, WindowMemory
+from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
 from spikede_plugins.orders import MultiTerm, PerChannel
 from spikede_plugins.registry import (
     available_adapters,
@@ -45,6 +45,7 @@ __version__ = version("spikede-plugins")
 
 __all__ = [
     "Adapter",
+    "AutoMemory",
     "ConversionError",
     "ConversionReport",
     "CorrectorSolver",
@@ -64,6 +65,7 @@ __all__ = [
     "SpikedeError",
     "SpikedeWarning",
     "StateError",
+    "SumOfExponentials",
     "Support",
     "UnknownNameError",
     "UnsupportedNeuronError",

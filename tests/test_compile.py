@@ -93,15 +93,23 @@ def test_registered_operation_passes_torch_own_checks():
     operator = FractionalOperator(FractionalOrder(0.7, learn_alpha=True), GrunwaldLetnikov())
     x = torch.randn(4, 2, 3, requires_grad=True)
     v = torch.zeros(2, 3)
-    kernel = operator.kernel(8, v)
     code = AffineCode(leak="multiply", reset=None, surrogate="atan")
     factor = torch.tensor(0.4, requires_grad=True)
-    for rows in (None, torch.randn(2, 2, 3)):
+
+    def check(operator, rows, traces=None):
+        kernel = operator.kernel(34, v, traces is not None)
+        given = [None if t is None else t.detach().requires_grad_() for t in (kernel.weights, kernel.readout)]
         arguments = (
-            x, v, rows, torch.zeros(2, 3), kernel.gain.detach().requires_grad_(),
-            kernel.weights.detach().requires_grad_(), [factor], 100, -1, *encode(code),
+            x, v, rows, torch.zeros(2, 3), traces, kernel.gain.detach().requires_grad_(), *given,
+            kernel.decay, kernel.inject, [factor], list(operator.reach()), -1, *encode(code),
         )  # fmt: skip
         torch.library.opcheck(scan_op, arguments)
+
+    for rows in (None, torch.randn(2, 2, 3)):
+        check(operator, rows)
+    folding = FractionalOperator(FractionalOrder(0.7), GrunwaldLetnikov(), as_memory("soe"))
+    check(folding, torch.randn(30, 2, 3))
+    check(folding, torch.randn(30, 2, 3), torch.randn(len(folding.kernel(8, v, True).decay), 2, 3))
 
 
 def test_steps_of_a_neuron_without_a_code_compile_too():

@@ -31,7 +31,7 @@ from spikede_plugins.engine import (
 from spikede_plugins.errors import ExportError, OptionTypeError, SpikedeWarning
 
 from .closures import unwrap, wrap
-from .pasts import Past, Pasts, detached
+from .pasts import Past, Pasts
 
 #: What a fractional neuron has and its native one has not.
 _OWN = ("_pasts", "_step", "_past", "_last")
@@ -126,7 +126,7 @@ class FractionalNeuron(snn.SpikingNeuron):
         mem, history = step.charge(charge, None if base is step.v else base, affine=True)
         self.mem = base
         if history.start is step.v:  # the user may write to the tensor that the sequence started from
-            history = History(history.rows, step.v.clone())
+            history = history._replace(start=step.v.clone())
         self._past = Past(history, past.log)
         first = states[0]
         return (*first[:-1], mem) if isinstance(first, tuple) else mem
@@ -145,9 +145,7 @@ class FractionalNeuron(snn.SpikingNeuron):
         past = self._pasts.find(self.mem)
         result = super()._apply(fn, recurse)
         if past is not None:
-            rows, start = past.history
-            moved = History(None if rows is None else fn(rows), None if start is None else fn(start))
-            self._pasts.add(self.mem, Past(moved, past.log))
+            self._pasts.add(self.mem, Past(past.history.each(fn), past.log))
         return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -155,9 +153,9 @@ class FractionalNeuron(snn.SpikingNeuron):
         past = self._pasts.find(self.mem)
         state = {key: value for key, value in vars(self).items() if key not in _OWN}
         state["_buffers"] = {key: _without_graph(value) for key, value in self._buffers.items()}
-        history = FRESH if past is None else detached(past.history)
+        history = FRESH if past is None else past.history.each(Tensor.detach)
         # Rows are views of a longer buffer, which would be copied whole.
-        state["_carried"] = None if history.rows is None else History(history.rows.clone(), history.start)
+        state["_carried"] = None if history.rows is None else history._replace(rows=history.rows.clone())
         return {key: wrap(_without_graph(value)) for key, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -175,10 +173,10 @@ class FractionalNeuron(snn.SpikingNeuron):
 
 
 def _like(history: History, mem: Tensor) -> History:
-    rows, start = history
-    if rows is None or start is None or (rows.dtype == mem.dtype and rows.device == mem.device):
+    rows = history.rows
+    if rows is None or (rows.dtype == mem.dtype and rows.device == mem.device):
         return history
-    return History(rows.to(mem), start.to(mem))
+    return history.each(lambda t: t.to(mem))
 
 
 def _without_graph(value: Any) -> Any:

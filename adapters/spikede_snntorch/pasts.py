@@ -41,12 +41,6 @@ def _version(mem: Tensor) -> int:
     return 0 if mem.is_inference() else mem._version  # inference tensors keep no count
 
 
-def detached(history: History) -> History:
-    """The same history without its graph."""
-    rows, start = history
-    return History(None if rows is None else rows.detach(), None if start is None else start.detach())
-
-
 class Pasts:
     """The histories of the membranes that one neuron has returned and that are still alive.
 
@@ -70,7 +64,7 @@ class Pasts:
         if _version(mem) not in (entry.version, 0):
             return None
         history, log = entry.past
-        return Past(detached(history) if mem.grad_fn is None else history, log)
+        return Past(history.each(Tensor.detach) if mem.grad_fn is None else history, log)
 
     @torch.compiler.disable
     def is_copy(self, mem: Tensor, last: Tensor | None) -> bool:

@@ -1,7 +1,8 @@
 """The fractional spiking neuron: one node for every SpikingJelly neuron and release.
 
 It takes over what the native neuron holds (parameters, surrogate, settings, hooks, reset values) and adds a
-fractional operator and two state variables, the history of the membrane and the potential it started from.
+fractional operator and three state variables: the history of the membrane, the potential it started from, and
+the traces of a compressed memory.
 All state is in the framework's own ``memories``, so ``reset_net``, ``detach_net``, ``.to()`` and functional
 forward carry it.
 """
@@ -32,7 +33,7 @@ from spikede_spikingjelly.release import EXPLICIT_STATES
 from spikede_spikingjelly.user import native_view
 
 #: The state variables a fractional node adds to the native ones.
-HISTORY = ("history", "history_start")
+HISTORY = ("history", "history_start", "history_traces")
 
 #: Module attributes that are dictionaries of the module's own (copied); hook dictionaries are shared, so
 #: that the handles a user holds still remove their hooks.
@@ -124,30 +125,36 @@ class FractionalNode(neuron.BaseNode):
     def _state(self, x: Tensor, memories: dict[str, Any]) -> State:
         """The state to step from with input ``x`` ``[*shape]``, as tensors; ``memories`` is not changed."""
         dynamics, dtype = self.dynamics, state_dtype(x)
-        v, rows, start = memories["v"], memories["history"], memories["history_start"]
+        v, past = memories["v"], History(*(memories[name] for name in HISTORY))
         others = {n: value for n, value in memories.items() if n != "v" and n != "v_seq" and n not in HISTORY}
         if not isinstance(v, Tensor):
             # A number is what a reset leaves: the run starts here.
-            v, rows = torch.full_like(x, v, dtype=dtype, requires_grad=False), None
+            v, past = torch.full_like(x, v, dtype=dtype, requires_grad=False), FRESH
         elif v.shape != x.shape and dynamics.restarts:
             v = torch.full_like(x, dynamics.restart(self), dtype=dtype, requires_grad=False)
-            rows = None
+            past = FRESH
         else:
             v = v.to(device=x.device, dtype=dtype)
             if v.shape != x.shape:
                 v = v.expand(x.shape)
-        history = FRESH if rows is None or start is None else self._history(v, rows, start)
+        history = FRESH if past.rows is None or past.start is None else self._history(v, past)
         for name, value in others.items():
             others[name] = self._other(name, value, v)
         return State(v, others, history)
 
-    def _history(self, v: Tensor, rows: Tensor, start: Tensor) -> History:
-        rows, start = rows.to(device=v.device, dtype=v.dtype), start.to(device=v.device, dtype=v.dtype)
-        if rows.shape[1:] == v.shape:
-            return History(rows, start)
+    def _history(self, v: Tensor, past: History) -> History:
+        if past.rows is not None and (past.rows.dtype != v.dtype or past.rows.device != v.device):
+            past = past.each(lambda t: t.to(device=v.device, dtype=v.dtype))
+        rows, start, traces = past
+        if rows is None or start is None or rows.shape[1:] == v.shape:
+            return past
         try:
             pair = () if start.dim() < rows.dim() else start.shape[:1]
-            return History(rows.expand(-1, *v.shape), start.expand(*pair, *v.shape))
+            return History(
+                rows.expand(-1, *v.shape),
+                start.expand(*pair, *v.shape),
+                None if traces is None else traces.expand(-1, *v.shape),
+            )
         except RuntimeError:
             return FRESH  # a potential of a new shape, set by hand: the run starts there
 
@@ -184,8 +191,8 @@ class FractionalNode(neuron.BaseNode):
 
     def _packed(self, state: State, memories: dict[str, Any]) -> dict[str, Any]:
         """``memories`` with the values of ``state``, in the same order."""
-        rows, start = state.history
-        new = {"v": state.v, **state.others, "history": rows, "history_start": start}
+        past = dict(zip(HISTORY, state.history, strict=True))
+        new = {"v": state.v, **state.others, **past}
         return {name: new.get(name, value) for name, value in memories.items()}
 
     # Time
@@ -305,8 +312,8 @@ class FractionalNode(neuron.BaseNode):
         if len(states) != len(self._memories):
             raise StateError(
                 f"the fractional {self.native_class.__name__} has {len(self._memories)} states "
-                f"({', '.join(self._memories)}), got {len(states)}; a state is added for the history and one "
-                "for its start, each None before the first step."
+                f"({', '.join(self._memories)}), got {len(states)}; three are added: the history, its start "
+                "and its traces, each None before the first step."
             )
         return dict(zip(self._memories, states, strict=True))
 

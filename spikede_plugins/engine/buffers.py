@@ -1,8 +1,8 @@
 """Memory for whole sequences, obtained in large pages where the system has them.
 
 An array of a layer over T steps is tens of megabytes and new at every pass. The system clears such memory
-page by page at the first write, 4 kB at a time, which can cost more than the arithmetic; asked for large pages,
-as NumPy asks, it clears 2 MB at a time.
+page by page at the first write, 4 kB at a time, which can cost more than the arithmetic; asked for large
+pages, as NumPy asks, it clears 2 MB at a time.
 """
 
 from __future__ import annotations

@@ -60,8 +60,14 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, weights: Tensor
         and weights.shape[-1] == 1
         and all(p.numel() == 1 for p in neuron.params)
         and x_seq.numel() > 0
+        and past.traces is None
+        and not (past.reach.fold and x_seq.shape[0] + _known(past) > past.reach.fold)
         and not missing()
     )
+
+
+def _known(past: Past) -> int:
+    return 0 if past.rows is None else past.rows.shape[0] + 1
 
 
 def _form(code: AffineCode, factor: float, number: Any) -> tuple[int, Any]:

@@ -8,13 +8,54 @@ be views of one growing buffer (:class:`HistoryLog`) and nothing is copied, neit
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikede_plugins.engine.buffers import empty
 from spikede_plugins.errors import StateError
+
+SECOND_DERIVATIVES = (
+    "second derivatives with a learned order are not supported (create_graph=True); "
+    "fix the order, learn_alpha=False, or take first derivatives."
+)
+
+
+class OpenBlock(NamedTuple):
+    """The block that single steps are in, as the last of them left it.
+
+    Attributes:
+        before: the rows before the block, with their graph.
+        inside: the rows of the block itself, with their graph.
+        base: for each step of the block, its sum over what is older than the block; empty if nothing is.
+        source: what tells the weights of these sums.
+    """
+
+    before: Tensor
+    inside: Tensor
+    base: tuple[Tensor, ...]
+    source: object
+
+
+#: The attribute of history rows with a graph that holds the block they are in.
+_OPEN = "_spikede_open"
+
+
+class _Base(NamedTuple):
+    rows: Tensor
+    traces: Tensor | None
+    source: object
+    base: Tensor
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same memory."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version  # inference tensors keep no count
 
 
 class HistoryLog:
@@ -27,6 +68,10 @@ class HistoryLog:
 
     def __init__(self) -> None:
         self._entry: tuple[Tensor, int] | None = None
+        self._version = 0
+        self._base: _Base | None = None
+        self._steps = 0
+        self._open: tuple[Tensor, OpenBlock] | None = None
 
     def reserve(self, history: Tensor, rows: int) -> tuple[Tensor, int]:
         """A buffer that holds ``history`` with room for ``rows`` more, and where they begin."""
@@ -42,6 +87,8 @@ class HistoryLog:
                 and buffer.is_inference() == torch.is_inference_mode_enabled()
                 and (filled == 0 if kept == 0 else buffer[filled - kept].data_ptr() == history.data_ptr())
             ):
+                if _version(buffer) != self._version:  # a user wrote into the history
+                    self._base = None
                 return buffer, filled
         # One row at a time asks for room to double; a whole sequence for what it needs.
         spare = max(15, kept) if rows == 1 else 0
@@ -49,9 +96,54 @@ class HistoryLog:
         buffer[:kept] = history.detach()
         return buffer, kept
 
+    def keep_open(self, rows: Tensor, block: OpenBlock) -> None:
+        """The block that the next step finds if it comes with these rows."""
+        self._open = None
+        if rows.requires_grad:
+            # It belongs to the rows and dies with them: kept here, its graph would keep all states alive.
+            setattr(rows, _OPEN, block)
+        else:
+            self._open = (rows, block)
+
+    def opened(self, rows: Tensor, source: object, learned: bool) -> OpenBlock | None:
+        """The open block, if it ends with these rows and its sums have the graph that they should have."""
+        found: OpenBlock | None = getattr(rows, _OPEN, None)
+        if found is None and self._open is not None and not rows.requires_grad:
+            found = self._open[1] if _same(self._open[0], rows) else None
+        if found is None or source is None or found.source is not source:
+            return None
+        if self._entry is not None and _version(self._entry[0]) != self._version:
+            return None  # a user wrote into the history
+        if learned and torch.is_grad_enabled() and any(not t.requires_grad for t in found.base[:1]):
+            return None
+        return found
+
     def commit(self, buffer: Tensor, filled: int) -> None:
         """The buffer holds ``filled`` rows now; the next append continues behind them."""
-        self._entry = (buffer, filled)
+        self._entry, self._version = (buffer, filled), _version(buffer)
+
+    def base(self, rows: Tensor, traces: Tensor | None, source: object) -> Tensor | None:
+        """What :meth:`keep_base` was given last, if it belongs to these rows, traces and weights."""
+        kept = self._base
+        if kept is None or source is None or kept.source is not source or not _same(kept.rows, rows):
+            return None
+        if (traces is None) != (kept.traces is None):
+            return None
+        if traces is not None and kept.traces is not None and not _same(kept.traces, traces):
+            return None
+        return kept.base
+
+    def keep_base(self, rows: Tensor, traces: Tensor | None, source: object, base: Tensor) -> None:
+        """Keep the sums over the rows before a block for the other steps of that block."""
+        self._base = _Base(rows, traces, source, base)
+
+    def advance(self, known: int, steps: int, folded: bool) -> int:
+        """Count: ``steps`` more steps behind ``known`` rows; how many there are since the start.
+
+        Once rows were folded, their number is known only here.
+        """
+        self._steps = (max(self._steps, known) if folded else known) + steps
+        return self._steps
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HistoryLog:
         return HistoryLog()
@@ -106,20 +198,16 @@ def history_sum(weights: Tensor, rows: Tensor, channel_dim: int | None) -> Tenso
 
 
 class _Remember(torch.autograd.Function):
-    """Append ``u`` to the history and form the sums of one step, for one or two sets of weights."""
+    """The sums of one step over ``rows``, whose last one is ``u``, for one or two sets of weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, history: Tensor, u: Tensor, weights: Tensor, lags: int, channel_dim: int | None,
-        log: HistoryLog, age: Tensor | None,
+        ctx: Any, history: Tensor, u: Tensor, weights: Tensor, rows: Tensor, channel_dim: int | None,
+        age: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        buffer, filled = log.reserve(history, 1)
-        buffer[filled] = u
-        log.commit(buffer, filled + 1)
-        kept = min(history.shape[0] + 1, lags)
-        rows = buffer[filled + 1 - kept : filled + 1]
-        sums = combine(weights[:, :kept].flip(1), _remembered(rows, age), channel_dim)
-        # Rows behind `filled` may be written later, never these: no version check is needed, and an
+        kept = rows.shape[0]
+        sums = combine(weights[:, :kept].flip(1), remembered(rows, age), channel_dim)
+        # Rows behind these may be written later, never these: no version check is needed, and an
         # alias (not the output itself) is kept so that no reference cycle forms.
         ctx.rows = rows if ctx.needs_input_grad[2] else None
         ctx.age = age
@@ -134,17 +222,14 @@ class _Remember(torch.autograd.Function):
         flipped = weights[:, :kept].flip(1)
         total = grad_rows
         if ctx.needs_input_grad[2] and torch.is_grad_enabled():
-            raise StateError(
-                "second derivatives with a learned order are not supported (create_graph=True); "
-                "fix the order, learn_alpha=False, or take first derivatives."
-            )
+            raise StateError(SECOND_DERIVATIVES)
         if weights.shape[-1] == 1 and total is not None and ctx.age is None:
             with _own_precision(grad_sums):
                 total = torch.addmm(
                     total.reshape(kept, -1), flipped.squeeze(-1).T, grad_sums.reshape(weights.shape[0], -1)
                 ).reshape(kept, *shape)
         else:
-            spread = _remembered(combine(flipped.transpose(0, 1), grad_sums, channel_dim), ctx.age)
+            spread = remembered(combine(flipped.transpose(0, 1), grad_sums, channel_dim), ctx.age)
             total = spread if total is None else total + spread
         grad_history = grad_weights = None
         if ctx.needs_input_grad[0]:
@@ -153,12 +238,12 @@ class _Remember(torch.autograd.Function):
                 grad_history = torch.cat([total.new_zeros(ctx.dropped, *shape), grad_history])
         if ctx.needs_input_grad[2]:
             grad_weights = torch.zeros_like(weights)
-            rows = _remembered(ctx.rows, ctx.age)
+            rows = remembered(ctx.rows, ctx.age)
             grad_weights[:, :kept] = correlate(grad_sums, rows, channel_dim, weights.shape[-1]).flip(1)
-        return grad_history, total[-1], grad_weights, None, None, None, None
+        return grad_history, total[-1], grad_weights, None, None, None
 
 
-def _remembered(rows: Tensor, age: Tensor | None) -> Tensor:
+def remembered(rows: Tensor, age: Tensor | None) -> Tensor:
     """The rows with those blanked that are older than their neuron remembers."""
     if age is None:
         return rows
@@ -189,5 +274,40 @@ def remember(
         rows = torch.cat([history, u.unsqueeze(0)])
         kept = min(rows.shape[0], lags)
         rows = rows[rows.shape[0] - kept :]
-        return rows, combine(weights[:, :kept].flip(1), _remembered(rows, age), channel_dim)
-    return _Remember.apply(history, u, weights, lags, channel_dim, log, age)
+        return rows, combine(weights[:, :kept].flip(1), remembered(rows, age), channel_dim)
+    rows = append(history, u, log)
+    return _Remember.apply(history, u, weights, rows[-min(rows.shape[0], lags) :], channel_dim, age)
+
+
+def append(history: Tensor, u: Tensor, log: HistoryLog) -> Tensor:
+    """Write ``u`` behind ``history``: the rows ``[r + 1, *shape]``, a view of the log without a graph."""
+    with torch.no_grad():
+        buffer, filled = log.reserve(history, 1)
+        buffer[filled] = u
+        log.commit(buffer, filled + 1)
+        return buffer[filled - history.shape[0] : filled + 1]
+
+
+def sums_within(u_rows: Tensor, u: Tensor, weights: Tensor, rows: Tensor, channel_dim: int | None) -> Any:
+    """As :func:`remember` where ``rows`` holds ``u_rows`` and ``u`` already."""
+    return _Remember.apply(u_rows, u, weights, rows, channel_dim, None)
+
+
+class _Joined(torch.autograd.Function):
+    """``cat([*parts])`` where that lies in memory as ``whole`` already."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, *parts: Tensor) -> Tensor:
+        ctx.sizes = [part.shape[0] for part in parts]
+        return whole.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return None, *grad.split(ctx.sizes)
+
+
+def joined(whole: Tensor, *parts: Tensor) -> Tensor:
+    """``whole``, which holds ``parts`` one behind the other, with their graph; nothing is copied."""
+    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+        return _Joined.apply(whole, *parts)
+    return whole

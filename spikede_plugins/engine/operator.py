@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spikede_plugins.errors import OptionError, OptionTypeError
-from spikede_plugins.memory import FullMemory, Memory
+from spikede_plugins.engine.blocks import Reach
+from spikede_plugins.errors import OptionError, OptionTypeError, SpikedeWarning
+from spikede_plugins.exponentials import (
+    BLOCK,
+    EXACT,
+    Nodes,
+    choose_nodes,
+    coefficients,
+    error_beyond,
+    fit_horizon,
+    relative_error,
+)
+from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.solvers.glmulti import MultiTermGrunwaldLetnikov
 
 MEMORY_RESETS = ("never", "spike")
 _CPU = torch.device("cpu")
+
+#: Orders that the nodes for a learnable order must serve, besides the one it starts from.
+_LEARNED_RANGE = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+#: Above this order the weights vanish; errors are then counted relative to those of this one.
+_NEARLY_ONE = 0.999
 
 
 class Kernel(NamedTuple):
@@ -30,6 +47,10 @@ class Kernel(NamedTuple):
         weights: ``[n, S]``, ``w_m + [m = 1]`` for m = 1 ... n: the bracket that vanishes at alpha = 1.
         corrector_gain, corrector_weights, start_weights: ``[S]``, ``[n, S]``, ``[n, S]``, the same
             of a solver with a corrector (its weights are the plain ``w_m``); else None.
+        readout: ``[BLOCK, P, S]``, what each step of a block takes of the traces of a compressed memory.
+        decay: ``[P]``, what a trace keeps over a block.
+        inject: ``[P, BLOCK]``, what the rows of a block that is folded add to a trace, oldest first.
+        source: the same object for the same numbers, by which sums formed with them are found again.
     """
 
     gain: Tensor
@@ -37,6 +58,10 @@ class Kernel(NamedTuple):
     corrector_gain: Tensor | None = None
     corrector_weights: Tensor | None = None
     start_weights: Tensor | None = None
+    readout: Tensor | None = None
+    decay: Tensor | None = None
+    inject: Tensor | None = None
+    source: object = None
 
 
 class _Kept(NamedTuple):
@@ -52,15 +77,26 @@ def _jvp(function: Callable[..., Kernel], at: list[Tensor], index: int, directio
     """
     with torch.enable_grad():
         inputs = [t.detach().clone().requires_grad_(i == index) for i, t in enumerate(at)]
-        fields = []
+        fields: list[Tensor | None] = []
         for out in function(*inputs):
-            if out is None or not out.requires_grad:
-                fields.append(None if out is None else torch.zeros_like(out))
+            if not isinstance(out, Tensor) or not out.requires_grad:
+                fields.append(None)
                 continue
             u = torch.zeros_like(out, requires_grad=True)
             (back,) = torch.autograd.grad(out, inputs[index], u, create_graph=True)
             fields.append(torch.autograd.grad(back, u, direction)[0])
     return Kernel(*fields)  # type: ignore[arg-type]
+
+
+def _enough(kernel: Kernel, needed: int, traced: bool) -> bool:
+    return kernel.weights.shape[0] >= needed and (kernel.readout is not None or not traced)
+
+
+def _bracket(weights: Tensor) -> Tensor:
+    """``w_m + [m = 1]``"""
+    first = torch.zeros(weights.shape[0], 1, dtype=weights.dtype)
+    first[0] = 1.0
+    return weights + first
 
 
 class FractionalOperator(nn.Module):
@@ -75,7 +111,8 @@ class FractionalOperator(nn.Module):
 
     Raises:
         OptionError: for a step size that is not finite and positive, an unknown ``memory_reset``, or
-            a solver that cannot integrate several terms.
+            a solver that cannot integrate several terms; a sum of exponentials for a solver that has no
+            such form, or to a tolerance that cannot be reached.
     """
 
     def __init__(
@@ -111,35 +148,45 @@ class FractionalOperator(nn.Module):
         self.step_size = float(step_size)
         self.memory_reset = memory_reset
         self._cache: dict[Any, _Kept] = {}
+        self._warned = False
+        self._nodes = self._choose_nodes()
 
     @property
     def is_native(self) -> bool:
         """Whether this is the integer neuron itself: fixed alpha = 1 at the native step."""
         return self.order.is_one and self.step_size == 1.0
 
-    def kernel(self, past: int, like: Tensor) -> Kernel:
+    def kernel(self, past: int, like: Tensor, folded: bool = False) -> Kernel:
         """Gain and weights for steps that look back at most ``past`` states, as ``like`` needs them.
+
+        With ``folded`` (old states were folded into traces before), or where ``past`` is so long that they
+        will be, also the numbers of the traces.
 
         Numbers are computed once for the orders as they are (float64, on the CPU), kept, and grown by
         doubling; with learnable orders so are their derivatives, so that a step costs no more than a sum.
         """
-        needed = max(1, self.memory.lags(past))
+        traced = False
+        needed = max(1, min(past, self.memory.limit or past))
         if isinstance(self.solver, CorrectorSolver):
             needed = past + 1  # the starting weight of the step itself
+        elif self._nodes is not None:
+            traced = folded or past >= self.memory.fold_at
+            needed = min(needed, max(self.memory.fold_at, EXACT + BLOCK) + BLOCK)
         with_graph = torch.is_grad_enabled() and not self.order.fixed
         key = (like.dtype, like.device)
         kept = self._cache.get(key)
         if torch.compiler.is_compiling():
             # A compiled graph may reuse its memory (what it computes is not for keeping) and learns alpha
             # through the formulas themselves.
-            usable = kept is not None and self.order.fixed and kept.kernel.weights.shape[0] >= needed
-            return kept.kernel if usable and kept is not None else self._compute(needed, like)
+            if kept is not None and self.order.fixed and _enough(kept.kernel, needed, traced):
+                return kept.kernel
+            return self._compute(needed, like, traced)
         self.order.keep_inside()
         values = self._values()
         if (
             kept is None
             or kept.values != values
-            or kept.kernel.weights.shape[0] < needed
+            or not _enough(kept.kernel, needed, traced)
             or (with_graph and kept.tangents is None)
         ):
             length = 64
@@ -147,8 +194,8 @@ class FractionalOperator(nn.Module):
                 length *= 2
             # Numbers made in inference mode could not be trained with later.
             with torch.inference_mode(False), torch.no_grad():
-                kernel = self._compute(length, like)
-            kept = _Kept(values, kernel, self._tangents(length, like) if with_graph else None)
+                kernel = self._compute(length, like, traced)._replace(source=object())
+            kept = _Kept(values, kernel, self._tangents(length, like, traced) if with_graph else None)
             self._cache[key] = kept
         if not with_graph or kept.tangents is None:
             return kept.kernel
@@ -166,7 +213,7 @@ class FractionalOperator(nn.Module):
         coefficients = self.order.term_coefficients(_CPU)
         return [self.order.alphas(_CPU), *([] if coefficients is None else [coefficients])]
 
-    def _tangents(self, n: int, like: Tensor) -> list[list[Kernel]]:
+    def _tangents(self, n: int, like: Tensor, traced: bool) -> list[list[Kernel]]:
         """The derivative of the kernel to each number it depends on: by parameter, then by number.
 
         One order a channel is one derivative, as every column of the weights has its own order.
@@ -181,7 +228,7 @@ class FractionalOperator(nn.Module):
             )
             tangents.append(
                 [
-                    _jvp(lambda *given: self._compute(n, like, list(given)), numbers, i, direction)
+                    _jvp(lambda *given: self._compute(n, like, traced, list(given)), numbers, i, direction)
                     for direction in directions
                 ]
             )
@@ -189,17 +236,17 @@ class FractionalOperator(nn.Module):
 
     def _with_graph(self, kernel: Kernel, tangents: list[list[Kernel]]) -> Kernel:
         """The kernel as a function of the parameters: its value, and to first order its change."""
-        fields: list[Tensor | None] = list(kernel)
+        fields: list[Any] = list(kernel)
         for number, derivatives in zip(self._learnable(), tangents, strict=True):
             change = number - number.detach()  # zero, and the way back to the parameter
             parts = change.reshape(-1).unbind() if self.order.multi_term else [change.reshape(-1)]
             for part, derivative in zip(parts, derivatives, strict=True):
                 for i, (field, slope) in enumerate(zip(fields, derivative, strict=True)):
-                    if field is not None and slope is not None:
+                    if field is not None and isinstance(slope, Tensor):
                         fields[i] = field + slope * part.to(device=field.device, dtype=field.dtype)
-        return Kernel(*fields)  # type: ignore[arg-type]
+        return Kernel(*fields)
 
-    def _compute(self, n: int, like: Tensor, given: list[Tensor] | None = None) -> Kernel:
+    def _compute(self, n: int, like: Tensor, traced: bool, given: list[Tensor] | None = None) -> Kernel:
         numbers = self._learnable() if given is None else given
         alphas = numbers[0]
 
@@ -209,13 +256,7 @@ class FractionalOperator(nn.Module):
         def flat(t: Tensor) -> Tensor:  # one order: give it the trailing dimension of the many
             return t if alphas.dim() and not self.order.multi_term else t.unsqueeze(-1)
 
-        first = torch.zeros(n, 1, dtype=torch.float64)
-        first[0] = 1.0
         solver = self.solver
-        if len(numbers) > 1:
-            multi = solver if isinstance(solver, MultiTermGrunwaldLetnikov) else MultiTermGrunwaldLetnikov()
-            gain, weights = multi.terms(alphas, numbers[1], self.step_size, n)
-            return Kernel(cast(flat(gain)), cast(flat(weights) + first))
         if isinstance(solver, CorrectorSolver):
             corrector = (
                 cast(flat(solver.gain(alphas, self.step_size))),
@@ -227,15 +268,132 @@ class FractionalOperator(nn.Module):
                 zero = torch.zeros_like(corrector[0])
                 return Kernel(zero, torch.zeros_like(corrector[1]), *corrector)
             gain, weights = explicit.gain(alphas, self.step_size), explicit.weights(alphas, n)
-            return Kernel(cast(flat(gain)), cast(flat(weights) + first), *corrector)
+            return Kernel(cast(flat(gain)), cast(_bracket(flat(weights))), *corrector)
+        length = max(n, self._nodes.horizon) if traced and self._nodes is not None else n
+        gain, weights = self._gain_and_weights(numbers, length)
+        kernel = Kernel(cast(gain), cast(weights[:n]))
+        if not traced or self._nodes is None:
+            return kernel
+        rates = self._nodes.rates
+        fitted = coefficients(weights, self._fit_shape(numbers, length), rates, self._nodes.horizon)
+        place = torch.arange(BLOCK, dtype=torch.float64)
+        steps = torch.exp(-rates * place.unsqueeze(1))  # [BLOCK, P]: over so many steps
+        return kernel._replace(
+            readout=cast(steps.unsqueeze(-1) * fitted),
+            decay=cast(torch.exp(-rates * BLOCK)),
+            inject=cast(steps.flip(0).T),
+        )
+
+    def _gain_and_weights(self, numbers: list[Tensor], n: int) -> tuple[Tensor, Tensor]:
+        """Gain ``[S]`` and bracket weights ``[n, S]`` of an explicit solver, float64."""
+        alphas, solver = numbers[0], self.solver
+        if len(numbers) > 1:
+            multi = solver if isinstance(solver, MultiTermGrunwaldLetnikov) else MultiTermGrunwaldLetnikov()
+            gain, weights = multi.terms(alphas, numbers[1], self.step_size, n)
+            return gain.unsqueeze(-1), _bracket(weights.unsqueeze(-1))
         gain, weights = solver.gain(alphas, self.step_size), solver.weights(alphas, n)
-        return Kernel(cast(flat(gain)), cast(flat(weights) + first))
+        if not alphas.dim():
+            gain, weights = gain.unsqueeze(-1), weights.unsqueeze(-1)
+        return gain, _bracket(weights)
+
+    # -- compressed memory ------------------------------------------------------------------------
+
+    @property
+    def folds(self) -> bool:
+        """Whether old states are folded into traces once there are enough of them."""
+        return self._nodes is not None
+
+    def reach(self) -> Reach:
+        """How far back a run looks, as the engines take it."""
+        return Reach(self.memory.limit, self.memory.fold_at if self.folds else 0)
+
+    def _fit_shape(self, numbers: list[Tensor], n: int) -> Tensor:
+        """Weights of a size like those of the orders, none of them 0, for errors to be relative to."""
+        capped = [numbers[0].detach().clamp_max(_NEARLY_ONE), *(t.detach() for t in numbers[1:])]
+        return self._gain_and_weights(capped, n)[1]
+
+    def _choose_nodes(self) -> Nodes | None:
+        """The nodes of a sum of exponentials, fit for every order this operator may get to.
+
+        Raises:
+            OptionError: if the solver has no such form or the tolerance is out of reach.
+        """
+        memory, solver = self.memory, self.solver
+        if not isinstance(memory, SumOfExponentials):
+            return None
+        if not isinstance(solver, ExplicitSolver):
+            if not isinstance(memory, AutoMemory):
+                raise OptionError(
+                    f"memory={memory.describe()!r} needs a solver that is a gain and weights, which "
+                    f"{solver.name!r} is not; gl, l1, pred and glmulti are, and plugins that derive from "
+                    'ExplicitSolver. Pass one of them as method=, or memory="full".'
+                )
+            self.memory = FullMemory()
+            return None
+        horizon = fit_horizon(memory.horizon)
+        numbers = [t.detach() for t in self._learnable()]
+        if self.order.channel_dim is not None:  # nodes that serve some of many orders serve those between
+            ordered = numbers[0].unique()
+            numbers[0] = ordered[torch.linspace(0, len(ordered) - 1, min(len(ordered), 16)).round().long()]
+        shapes = [self._fit_shape(numbers, horizon)]
+        if not self.order.fixed:
+            many = torch.tensor(_LEARNED_RANGE, dtype=torch.float64)
+            shapes.append(_bracket(solver.weights(many, horizon)))
+        what = f"solver {solver.name!r}, alpha {self.order.describe()}"
+        try:
+            return choose_nodes(torch.cat(shapes, 1), memory.tolerance, memory.horizon, what)
+        except OptionError:
+            if not isinstance(memory, AutoMemory):
+                raise
+            self.memory = FullMemory()
+            return None
+
+    def memory_error(self) -> float:
+        """The largest relative error of a memory weight up to the horizon, for the orders as they are now.
+
+        0 where every weight is used as it is.
+        """
+        if self._nodes is None:
+            return 0.0
+        with torch.no_grad():
+            numbers, horizon = self._learnable(), self._nodes.horizon
+            weights, shape = self._gain_and_weights(numbers, horizon)[1], self._fit_shape(numbers, horizon)
+            fitted = coefficients(weights, shape, self._nodes.rates, horizon)
+            return relative_error(weights, shape, self._nodes.rates, fitted, horizon)
+
+    def warn_beyond_horizon(self, steps: int) -> None:
+        """Say once that a run has become longer than the memory was fitted for, and how wrong it may be."""
+        if self._nodes is None or self._warned or steps <= self._nodes.horizon:
+            return
+        self._warned = True
+        with torch.no_grad():
+            numbers, (rates, horizon, _) = self._learnable(), self._nodes
+
+            def weights(n: int) -> Tensor:
+                return self._gain_and_weights(numbers, n)[1]
+
+            fitted = coefficients(weights(horizon), self._fit_shape(numbers, horizon), rates, horizon)
+            near, far = error_beyond(weights, rates, fitted, horizon)
+        warnings.warn(
+            f"a run has become longer than the horizon of its compressed memory, {horizon} steps: from here "
+            f"on a step's memory sum may be off by {near:.1e} of the largest deviation (up to {8 * horizon} "
+            f"steps; {far:.1e} however long). SumOfExponentials(horizon=...) as memory looks further back.",
+            SpikedeWarning,
+            stacklevel=2,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
 
+    def memory_text(self) -> str:
+        """The memory for reports, with the number of traces and the error that was reached."""
+        if self._nodes is None:
+            return self.memory.describe()
+        traces = f"{len(self._nodes.rates)} traces, error {self._nodes.error:.0e}"
+        return f"{self.memory.describe()}, {traces}"
+
     def extra_repr(self) -> str:
-        text = f"method={self.solver.name!r}, memory={self.memory.describe()}"
+        text = f"method={self.solver.name!r}, memory={self.memory_text()}"
         if self.step_size != 1.0:
             text += f", step_size={self.step_size}"
         return text + (", memory_reset='spike'" if self.memory_reset == "spike" else "")

@@ -9,7 +9,8 @@ Backward, with ``delta_k`` the adjoint of ``h_k`` and ``eta_k`` that of ``v_k``:
     delta_k = (ds/dh)_k grad s_k + (dv/dh)_k eta_k
     d/dg = sum_k delta_k (c_k - v_{k-1}),     d/dW_m = -sum_k delta_k u_{k-m}
 
-the same causal sum run backwards in time with the same weights. ``ds/dh``, ``dv/dh`` and ``a`` are taken for
+the same causal sum run backwards in time with the same weights. Both sums are formed by blocks of steps
+(``engine.blocks``). ``ds/dh``, ``dv/dh`` and ``a`` are taken for
 all steps at once, in closed form or by differentiating the neuron's own functions, so any elementwise neuron
 and any surrogate has its exact adjoint without code of its own, and the graph holds one node a scan.
 """
@@ -25,11 +26,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikede_plugins.engine import cpu
+from spikede_plugins.engine.blocks import (
+    Reach,
+    base_sums,
+    blocks,
+    fold,
+    handed_on,
+    older,
+    spread_older,
+    spread_traces,
+    unfold,
+    weight_gradients,
+)
 from spikede_plugins.engine.buffers import empty
-from spikede_plugins.engine.history import HistoryLog, combine, correlate, history_sum
-from spikede_plugins.engine.operator import FractionalOperator
+from spikede_plugins.engine.history import HistoryLog, combine, history_sum
+from spikede_plugins.engine.operator import FractionalOperator, Kernel
 from spikede_plugins.engine.step import History, check_channels, per_neuron
 from spikede_plugins.errors import OptionError
+from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.solvers.base import ExplicitSolver
 
 if TYPE_CHECKING:
@@ -94,8 +108,10 @@ class Needs(NamedTuple):
     v: bool
     rows: bool
     start: bool
+    traces: bool
     gain: bool
     weights: bool
+    readout: bool
     params: tuple[bool, ...]
 
 
@@ -106,14 +122,16 @@ class Past(NamedTuple):
         v: potential before the first step ``[*shape]``.
         rows: history rows ``[r, *shape]``, None before the first step after a reset.
         start: potential the run started from ``[*shape]``.
-        limit: the largest lag that is summed.
+        traces: what a compressed memory has folded ``[P, *shape]``, None where it has folded nothing yet.
+        reach: how far back the run looks.
         channel_dim: the dimension of ``shape`` that has an order each, or None.
     """
 
     v: Tensor
     rows: Tensor | None
     start: Tensor
-    limit: int
+    traces: Tensor | None
+    reach: Reach
     channel_dim: int | None
 
 
@@ -122,6 +140,7 @@ class Run(NamedTuple):
 
     Attributes:
         spikes, v, rows: spikes ``[T, *shape]``, the last potential, the history handed on.
+        traces: the traces handed on, if any rows were folded in this run.
         v_seq: potentials after each step, if asked for.
         h_seq: charged potentials before firing, if asked for.
         fired: in place of ``h_seq``, 1 where a neuron fired (uint8), where the pass was asked for that.
@@ -132,6 +151,7 @@ class Run(NamedTuple):
     spikes: Tensor
     v: Tensor
     rows: Tensor
+    traces: Tensor | None
     v_seq: Tensor | None
     h_seq: Tensor | None
     fired: Tensor | None
@@ -166,17 +186,19 @@ class Gradients(NamedTuple):
     v: Tensor | None
     rows: Tensor | None
     start: Tensor | None
+    traces: Tensor | None
     gain: Tensor | None
     weights: Tensor | None
+    readout: Tensor | None
     params: tuple[Tensor | None, ...]
 
 
 def forward_pass(
-    neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, gain: Tensor, weights: Tensor,
-    params: Sequence[Tensor], log: HistoryLog, *, keep_v: bool, keep_h: bool, keep_fired: bool = False,
+    neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel, params: Sequence[Tensor],
+    log: HistoryLog, *, keep_v: bool, keep_h: bool, keep_fired: bool = False,
 ) -> Run:  # fmt: skip
     """The equations at the head of this file, step by step."""
-    v, rows, start, limit, channel_dim = past
+    v, rows, start, traces, reach, channel_dim = past
     steps, shape = x_seq.shape[0], v.shape
     before = v.new_empty((0, *shape)) if rows is None else rows
     buffer, end = log.reserve(before, steps + (rows is not None))
@@ -185,85 +207,103 @@ def forward_pass(
         torch.sub(v, start, out=buffer[end])
         end += 1
     entering = end - low
-    rows_in_order = buffer[low : end + steps]
+    all_rows = buffer[low : end + steps]
     h_seq = empty((steps, *shape), v) if keep_h else None
     v_seq = empty((steps, *shape), v) if keep_v else None
     fired: Tensor | None = None
-    if cpu.serves(neuron, past, x_seq, weights) and neuron.code is not None:
+    folded: Tensor | None = None
+    if cpu.serves(neuron, past, x_seq, kernel.weights) and neuron.code is not None:
         fired = empty((steps, *shape), v, torch.uint8) if keep_fired else None
         spikes = empty((steps, *shape), v)
         v = cpu.march(
-            neuron.code, params, x_seq, v, start, rows_in_order, entering, limit, gain, weights,
-            spikes, h_seq, v_seq, fired,
+            neuron.code, params, x_seq, v, start, all_rows, entering, reach.limit or entering + steps,
+            kernel.gain, kernel.weights, spikes, h_seq, v_seq, fired,
         )  # fmt: skip
     else:
-        spikes, v = _march(
-            neuron, params, x_seq, v, start, rows_in_order, entering, limit, channel_dim, gain, weights,
+        spikes, v, folded = _march(
+            neuron, params, x_seq, v, start, traces, all_rows, entering, reach, channel_dim, kernel, log,
             h_seq, v_seq,
         )  # fmt: skip
-    end += steps
-    log.commit(buffer, end - 1)  # the newest deviation is carried by v, not by the history
-    handed = min(end - 1 - low, limit)
-    return Run(spikes, v, buffer[end - 1 - handed : end - 1], v_seq, h_seq, fired, buffer[low:end], entering)
+    first = handed_on(entering, steps, reach, traces is not None)[0]
+    handed = all_rows[first : entering + steps - 1]  # the newest deviation is carried by v
+    if reach.fold and buffer.shape[0] > 8 * (handed.shape[0] + BLOCK):
+        handed = handed.clone()  # not a view: a state of fixed size must not hold on to a whole sequence
+    else:
+        log.commit(buffer, low + entering + steps - 1)
+    return Run(spikes, v, handed, folded, v_seq, h_seq, fired, all_rows, entering)
 
 
 def _march(
     neuron: ElementwiseNeuron, params: Sequence[Tensor], x_seq: Tensor, v: Tensor, start: Tensor,
-    rows: Tensor, entering: int, limit: int, channel_dim: int | None, gain: Tensor, weights: Tensor,
-    h_seq: Tensor | None, v_seq: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    traces: Tensor | None, rows: Tensor, entering: int, reach: Reach, channel_dim: int | None,
+    kernel: Kernel, log: HistoryLog, h_seq: Tensor | None, v_seq: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """All steps in torch, for any neuron: fills the new ``rows``, ``h_seq`` and ``v_seq``."""
     steps, shape = x_seq.shape[0], v.shape
-    g = per_neuron(gain, shape, channel_dim) - 1.0
+    g = per_neuron(kernel.gain, shape, channel_dim) - 1.0
     spikes: Tensor | None = None
-    for k in range(steps):
-        end = entering + k
-        c = neuron.charge(v, x_seq[k], *params)
-        h = c + g * (c - v)
-        kept = min(end, limit)
-        if kept:
-            h = h - history_sum(weights, rows[end - kept : end], channel_dim)
-        s, v = neuron.fire(h, *params)
-        if spikes is None:
-            spikes = empty((steps, *s.shape), s)
-        spikes[k] = s
-        if h_seq is not None:
-            h_seq[k] = h
-        if v_seq is not None:
-            v_seq[k] = v
-        torch.sub(v, start, out=rows[end])
+    folded: Tensor | None = None
+    for block in blocks(entering, steps, reach, traces is not None):
+        if block.folds:
+            traces = folded = fold(kernel, rows[: block.low][-block.folds * BLOCK :], traces, block.folds)
+        base: Tensor | None = None
+        if block.before or traces is not None:
+            known = rows[block.low : block.begin]
+            base = log.base(known, traces, kernel.source)
+            if base is None:
+                base = base_sums(kernel, kernel.weights, known, traces, reach, channel_dim)
+                log.keep_base(known, traces, kernel.source, base)
+        for k in range(block.first, block.last):
+            place = block.place + k - block.first
+            c = neuron.charge(v, x_seq[k], *params)
+            h = c + g * (c - v)
+            total = None if base is None else base[place]
+            if place:
+                end = block.begin + place
+                inside = history_sum(kernel.weights, rows[end - place : end], channel_dim)
+                total = inside if total is None else total + inside
+            if total is not None:
+                h = h - total
+            s, v = neuron.fire(h, *params)
+            if spikes is None:
+                spikes = empty((steps, *s.shape), s)
+            spikes[k] = s
+            if h_seq is not None:
+                h_seq[k] = h
+            if v_seq is not None:
+                v_seq[k] = v
+            torch.sub(v, start, out=rows[entering + k])
     if spikes is None:
         raise OptionError(_NO_STEPS)
-    return spikes, v
+    return spikes, v, folded
 
 
 def backward_pass(
-    neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, gain: Tensor, weights: Tensor,
-    params: Sequence[Tensor], charged: Tensor | SoftReset, all_rows: Tensor, entering: int,
-    grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None, grad_v_seq: Tensor | None,
-    needs: Needs,
+    neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel, params: Sequence[Tensor],
+    charged: Tensor | SoftReset, all_rows: Tensor, entering: int, grad_s: Tensor | None,
+    grad_v: Tensor | None, grad_rows: Tensor | None, grad_v_seq: Tensor | None,
+    grad_traces: Tensor | None, needs: Needs,
 ) -> Gradients:  # fmt: skip
     """The adjoint at the head of this file; ``all_rows`` and ``charged`` (h) as the forward pass left them.
 
     ``x_seq`` may be empty for a neuron with closed-form derivatives if neither the gain nor a parameter of
     its is learned.
     """
-    v_in, rows_in, start, limit, channel_dim = past
+    v_in, rows_in, start, traces, reach, channel_dim = past
     steps, shape = all_rows.shape[0] - entering, v_in.shape
-    total = all_rows.shape[0]
-    handed = min(total - 1, limit)
-    first_handed = total - 1 - handed
-    g = per_neuron(gain, shape, channel_dim)
+    limit = reach.limit or all_rows.shape[0]
+    first_handed = handed_on(entering, steps, reach, traces is not None)[0]
+    g = per_neuron(kernel.gain, shape, channel_dim)
     fused = neuron.code is not None and not needs.start and grad_v_seq is None
-    if fused and cpu.serves(neuron, past, all_rows, weights) and neuron.code is not None:
+    if fused and cpu.serves(neuron, past, all_rows, kernel.weights) and neuron.code is not None:
         grad_x: Tensor | None
         beyond_x = bool(needs.v or needs.rows or needs.gain or needs.weights or any(needs.params))
         grad_x, adjoints = cpu.adjoint(
-            neuron.code, params, charged, all_rows, start, entering, limit, gain, weights, grad_s,
-            grad_v, grad_rows, first_handed, beyond_x,
+            neuron.code, params, charged, all_rows, start, entering, limit, kernel.gain, kernel.weights,
+            grad_s, grad_v, grad_rows, first_handed, beyond_x,
         )  # fmt: skip
         if adjoints is None:
-            return Gradients(grad_x, None, None, None, None, None, (None,) * len(params))
+            return Gradients(grad_x, None, None, None, None, None, None, None, (None,) * len(params))
     else:
         adjoints = None
 
@@ -273,40 +313,34 @@ def backward_pass(
     differentiate = neuron.derivatives or _by_autograd(neuron, needs)
     local = differentiate(v_prev, x_seq, h_seq, params)
 
-    row_grad: Tensor | None
+    row_grad = grad_past = grad_traces_in = eta_seq = None
     if adjoints is None:
-        delta, eta_seq, row_grad = _recursion(
-            local, weights, g, entering, limit, channel_dim, h_seq, grad_s, grad_v, grad_rows, first_handed,
-            grad_v_seq, any(needs.params),
+        delta, eta_seq, row_grad, grad_past, grad_traces_in = _recursion(
+            local, kernel, g, entering, past, h_seq, grad_s, grad_v, grad_rows, first_handed, grad_v_seq,
+            grad_traces, any(needs.params),
         )  # fmt: skip
     else:
-        delta, eta_seq, row_grad = adjoints, None, None
+        delta = adjoints
+        if entering and (needs.v or needs.rows):
+            grad_past = _past_gradient(kernel.weights, delta, entering, limit, channel_dim)
+            if grad_rows is not None and first_handed < entering:
+                grad_past[first_handed:] += grad_rows[: entering - first_handed]
 
-    # What the rows of before receive, and through them and their start the state that came in.
-    grad_past = grad_v_in = grad_start = None
-    if entering and (needs.v or needs.rows or needs.start):
-        grad_past = _past_gradient(weights, delta, entering, limit, channel_dim)
-        if grad_rows is not None and first_handed < entering:
-            grad_past[first_handed:] += grad_rows[: entering - first_handed]
+    # What the rows of before received reaches through them and their start the state that came in.
+    grad_v_in = grad_start = None
     if needs.start and row_grad is not None:
         grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
     if needs.v:
         grad_v_in = (g * _at(local.charge_slope, 0) + (1.0 - g)) * delta[0]
         grad_v_in = _plus(grad_v_in, None if grad_past is None else grad_past[-1])
 
-    grad_gain = grad_weights = None
+    grad_gain = grad_weights = grad_readout = None
     if needs.gain:
-        grad_gain = _sum_to(delta * (local.charge() - v_prev), gain, channel_dim)
-    if needs.weights and adjoints is not None:
-        grad_weights = cpu.weight_gradient(delta, all_rows, entering, limit, weights)
-    elif needs.weights:
-        grad_weights = torch.zeros_like(weights)
-        for k in range(steps):
-            kept = min(entering + k, limit)
-            if kept:
-                row = all_rows[entering + k - kept : entering + k]
-                found_k = correlate(delta[k : k + 1], row, channel_dim, weights.shape[-1])[0]
-                grad_weights[:kept] -= found_k.flip(0)
+        grad_gain = _sum_to(delta * (local.charge() - v_prev), kernel.gain, channel_dim)
+    if needs.weights or needs.readout:
+        grad_weights, grad_readout = weight_gradients(
+            kernel, delta, all_rows, entering, traces, reach, channel_dim
+        )
 
     grad_x, grad_params = local.pull_back(g * delta, grad_s, eta_seq)
     return Gradients(
@@ -314,46 +348,65 @@ def backward_pass(
         grad_v_in,
         grad_past[:-1] if needs.rows and grad_past is not None and rows_in is not None else None,
         grad_start,
+        grad_traces_in if needs.traces else None,
         grad_gain,
         grad_weights,
+        grad_readout,
         grad_params,
     )
 
 
 def _recursion(
-    local: Local, weights: Tensor, g: Tensor, entering: int, limit: int, channel_dim: int | None,
-    h_seq: Tensor, grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None,
-    first_handed: int, grad_v_seq: Tensor | None, keep_eta: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """The adjoint recursion in torch, for any neuron: delta, eta (if asked for), and what all rows got."""
-    steps = h_seq.shape[0]
-    delta = empty(tuple(h_seq.shape), h_seq)
+    local: Local, kernel: Kernel, g: Tensor, entering: int, past: Past, h_seq: Tensor,
+    grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None, first_handed: int,
+    grad_v_seq: Tensor | None, grad_traces: Tensor | None, keep_eta: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The adjoint recursion in torch, for any neuron.
+
+    Returns delta, eta (if asked for), what the new rows got in all, what each row of before got, and what the
+    traces of before got.
+    """
+    steps, channel_dim, reach = h_seq.shape[0], past.channel_dim, past.reach
+    # What later blocks gave to each row; a row's place takes delta once its own step is done.
+    into = empty((entering + steps, *h_seq.shape[1:]), h_seq).zero_()
+    if grad_rows is not None:
+        into[first_handed : first_handed + grad_rows.shape[0]] = grad_rows
+    delta = into[entering:]
     eta_seq = empty(tuple(h_seq.shape), h_seq) if keep_eta else None
     row_grad = torch.zeros_like(h_seq[0])
-    for k in range(steps - 1, -1, -1):
-        ahead = min(steps - 1 - k, limit)
-        into_row: Tensor | None = None
-        if ahead:
-            into_row = -combine(weights[:ahead].unsqueeze(0), delta[k + 1 : k + 1 + ahead], channel_dim)[0]
-        if grad_rows is not None and 0 <= entering + k - first_handed < grad_rows.shape[0]:
-            into_row = _plus(into_row, grad_rows[entering + k - first_handed])
-        eta = into_row
-        if into_row is not None:
-            row_grad += into_row
-        if k < steps - 1:
-            eta = _plus(eta, (g * _at(local.charge_slope, k + 1) + (1.0 - g)) * delta[k + 1])
-        elif grad_v is not None:
-            eta = _plus(eta, grad_v)
-        if grad_v_seq is not None:
-            eta = _plus(eta, grad_v_seq[k])
-        if eta is None:
-            eta = torch.zeros_like(h_seq[k])
-        delta[k] = _at(local.reset_slope, k) * eta
-        if grad_s is not None:
-            delta[k] += local.spike_slope[k] * grad_s[k].to(delta.dtype)
-        if eta_seq is not None:
-            eta_seq[k] = eta
-    return delta, eta_seq, row_grad
+    traces_grad = grad_traces
+    run = list(blocks(entering, steps, reach, past.traces is not None))
+    have_traces = [past.traces is not None or any(b.folds for b in run[: n + 1]) for n in range(len(run))]
+    for block, traced in zip(reversed(run), reversed(have_traces), strict=True):
+        for k in range(block.last - 1, block.first - 1, -1):
+            eta = delta[k].clone()
+            ahead = block.last - 1 - k
+            if ahead:
+                eta -= combine(kernel.weights[:ahead].unsqueeze(0), delta[k + 1 : block.last], channel_dim)[0]
+            row_grad += eta
+            if k < steps - 1:
+                eta += (g * _at(local.charge_slope, k + 1) + (1.0 - g)) * delta[k + 1]
+            elif grad_v is not None:
+                eta += grad_v
+            if grad_v_seq is not None:
+                eta += grad_v_seq[k]
+            torch.mul(_at(local.reset_slope, k), eta, out=delta[k])
+            if grad_s is not None:
+                delta[k] += local.spike_slope[k] * grad_s[k].to(delta.dtype)
+            if eta_seq is not None:
+                eta_seq[k] = eta
+        part = delta[block.first : block.last]
+        if block.place and block.first == 0:  # rows of this very block that came from before
+            inner = older(kernel.weights, part.shape[0], block.place, 0)
+            into[block.begin : block.begin + block.place] -= combine(
+                inner.transpose(0, 1), part, channel_dim
+            )
+        spread_older(kernel.weights, part, block, reach, into, channel_dim)
+        if traced:
+            traces_grad = spread_traces(kernel, part, block, traces_grad, channel_dim)
+            if block.folds:
+                traces_grad = unfold(kernel, traces_grad, block, into)
+    return delta, eta_seq, row_grad, into[:entering] if entering else None, traces_grad
 
 
 def _at(slope: Tensor, k: int) -> Tensor:
@@ -404,46 +457,53 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, neuron: ElementwiseNeuron, limit: int, channel_dim: int | None, log: HistoryLog,
-        keep_v: bool, x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, gain: Tensor,
-        weights: Tensor, *params: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        needs_grad = any(ctx.needs_input_grad)
-        past, code = Past(v, rows, start, limit, channel_dim), neuron.code
+        ctx: Any, neuron: ElementwiseNeuron, kernel: Kernel, reach: Reach, channel_dim: int | None,
+        log: HistoryLog, keep_v: bool, x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor,
+        traces: Tensor | None, gain: Tensor, weights: Tensor, readout: Tensor | None, *params: Tensor,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        n = ctx.needs_input_grad
+        needs_grad = any(n)
+        kernel = kernel._replace(gain=gain, weights=weights, readout=readout)
+        past, code = Past(v, rows, start, traces, reach, channel_dim), neuron.code
         # A soft reset loses nothing: the history, which exists anyway, and who fired give h back.
         soft = code is not None and code.reset is None and cpu.serves(neuron, past, x_seq, weights)
         run = forward_pass(
-            neuron, past, x_seq, gain, weights, params, log, keep_v=keep_v,
+            neuron, past, x_seq, kernel, params, log, keep_v=keep_v,
             keep_h=needs_grad and not soft, keep_fired=needs_grad and soft,
         )  # fmt: skip
         if needs_grad:
-            n = ctx.needs_input_grad
             # What a neuron in closed form needs of its input is often nothing.
-            wants_x = neuron.derivatives is None or n[9] or any(n[11:])
+            wants_x = neuron.derivatives is None or n[11] or any(n[14:])
             x_kept = x_seq if wants_x else x_seq.new_empty(0)
             h_kept = run.fired if soft else run.h_seq
             ctx.threshold = code.threshold if soft and code is not None else None
-            ctx.save_for_backward(x_kept, v, start, gain, weights, h_kept, run.v if soft else v, *params)
+            ctx.save_for_backward(
+                x_kept, v, start, traces, gain, weights, readout, h_kept, run.v if soft else v, *params
+            )
             # Rows that are read in backward are never written again (see HistoryLog), so they need no
             # version check; saved as an alias, not as the output, so that no reference cycle forms.
             ctx.all_rows, ctx.entering = run.all_rows, run.entering
-            ctx.neuron, ctx.limit, ctx.channel_dim, ctx.fresh = neuron, limit, channel_dim, rows is None
+            ctx.neuron, ctx.reach, ctx.channel_dim, ctx.fresh = neuron, reach, channel_dim, rows is None
+            ctx.constants = (kernel.decay, kernel.inject)
             ctx.set_materialize_grads(False)
-        return (run.spikes, run.v, run.rows.detach(), *([run.v_seq] if run.v_seq is not None else []))
+        return run.spikes, run.v, run.rows.detach(), run.v_seq, run.traces
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        x_seq, v, start, gain, weights, kept, v_last, *params = ctx.saved_tensors
+        x_seq, v, start, traces, gain, weights, readout, kept, v_last, *params = ctx.saved_tensors
         charged = kept if ctx.threshold is None else SoftReset(kept, v_last, ctx.threshold)
         n = ctx.needs_input_grad
         rows = None if ctx.fresh else ctx.all_rows[: ctx.entering - 1]
+        decay, inject = ctx.constants
+        grad_s, grad_v, grad_rows, grad_v_seq, grad_traces = grads
         found = backward_pass(
-            ctx.neuron, Past(v, rows, start, ctx.limit, ctx.channel_dim), x_seq, gain, weights, params,
-            charged, ctx.all_rows, ctx.entering, grads[0], grads[1], grads[2],
-            grads[3] if len(grads) > 3 else None, Needs(n[5], n[6], n[7], n[8], n[9], n[10], n[11:]),
+            ctx.neuron, Past(v, rows, start, traces, ctx.reach, ctx.channel_dim), x_seq,
+            Kernel(gain, weights, readout=readout, decay=decay, inject=inject), params, charged,
+            ctx.all_rows, ctx.entering, grad_s, grad_v, grad_rows, grad_v_seq, grad_traces,
+            Needs(n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14:]),
         )  # fmt: skip
-        return (None, None, None, None, None, *found[:-1], *found.params)
+        return (None, None, None, None, None, None, *found[:-1], *found.params)
 
 
 def _diagonal(out: Tensor, at: Tensor) -> Tensor:
@@ -505,19 +565,20 @@ def scan(
     if x_seq.dim() == 0 or x_seq.shape[0] == 0:
         raise OptionError(_NO_STEPS)
     channel_dim = check_channels(operator, v.shape)
-    past = 0 if history.rows is None else history.rows.shape[0] + 1
-    kernel = operator.kernel(past + x_seq.shape[0] - 1, v)
     start = v if history.start is None else history.start
-    limit = operator.memory.lags(past + x_seq.shape[0])
+    known = 0 if history.rows is None else history.rows.shape[0] + 1
+    folded = history.traces is not None
+    kernel = operator.kernel(known + x_seq.shape[0] - 1, v, folded)
     x_seq = x_seq.to(v.dtype)
+    past = Past(v, history.rows, start, history.traces, operator.reach(), channel_dim)
     if torch.compiler.is_compiling() and neuron.code is not None:
         from spikede_plugins.engine import scan_op
 
-        return scan_op.compiled_scan(
-            neuron, Past(v, history.rows, start, limit, channel_dim), x_seq, kernel, keep_v
-        )
-    out = _Scan.apply(
-        neuron, limit, channel_dim, log, keep_v, x_seq, v, history.rows, start, kernel.gain,
-        kernel.weights, *neuron.params,
+        return scan_op.compiled_scan(neuron, past, x_seq, kernel, keep_v)
+    operator.warn_beyond_horizon(log.advance(known, x_seq.shape[0], folded))
+    spikes, v, rows, v_seq, traces = _Scan.apply(
+        neuron, kernel, past.reach, channel_dim, log, keep_v, x_seq, v, history.rows, start, history.traces,
+        kernel.gain, kernel.weights, kernel.readout, *neuron.params,
     )  # fmt: skip
-    return out[0], out[1], History(out[2], start), out[3] if keep_v else None
+    handed = History(rows, start, history.traces if traces is None else traces)
+    return spikes, v, handed, v_seq if keep_v else None

@@ -13,7 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikede_plugins.engine.history import HistoryLog, remember
+from spikede_plugins.engine.begin import begin_block
+from spikede_plugins.engine.blocks import Block, blocks, fold
+from spikede_plugins.engine.history import (
+    HistoryLog,
+    OpenBlock,
+    append,
+    combine,
+    joined,
+    remember,
+    remembered,
+    sums_within,
+)
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
 from spikede_plugins.errors import OptionError
 from spikede_plugins.memory import WindowMemory
@@ -23,7 +34,7 @@ _NEWTON_STEPS = 30
 
 
 class History(NamedTuple):
-    """The past of a neuron layer; both None before the first step after a reset.
+    """The past of a neuron layer; all None before the first step after a reset.
 
     Attributes:
         rows: deviations ``u = v - start`` of the steps before the newest one, ``[r, *shape]``. The newest
@@ -32,10 +43,16 @@ class History(NamedTuple):
         start: the potential the run started from, ``[*shape]``. Solvers with a corrector keep the rate at the
             start behind it, and ``memory_reset="spike"`` the number of steps since each neuron's own start,
             stacked as ``[2 or 3, *shape]``.
+        traces: what a compressed memory has folded of the rows before, ``[P, *shape]``; None until it does.
     """
 
     rows: Tensor | None = None
     start: Tensor | None = None
+    traces: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> History:
+        """The history with every tensor in it changed (moved, detached, ...)."""
+        return History(*(None if t is None else change(t) for t in self))
 
 
 FRESH = History()
@@ -94,24 +111,72 @@ class Step:
         self.channel_dim = check_channels(operator, v.shape)
         self.corrector = isinstance(operator.solver, CorrectorSolver)
         self.forgets = operator.memory_reset == "spike"
-        rows, self.start = history
+        rows, self.start, self.traces = history
         self.past = 0 if rows is None else rows.shape[0] + 1
-        self.kernel = kernel = operator.kernel(self.past, v)
-        self.sums: Tensor | None = None
+        self.kernel = operator.kernel(self.past, v, self.traces is not None)
+        self.sums: tuple[Tensor, ...] | None = None
+        if not torch.compiler.is_compiling():
+            operator.warn_beyond_horizon(log.advance(self.past, 1, self.traces is not None))
         if rows is None or self.start is None:
             self.start = None
             self.rows = v.detach().new_empty((0, *v.shape))
             return
+        u = v - (self.start if self.start.dim() == v.dim() else self.start[0])
+        block = next(blocks(self.past, 1, operator.reach(), self.traces is not None))
+        simple = self.corrector or self.forgets or operator.reach().limit or torch.compiler.is_compiling()
+        (self._whole_sum if simple else self._blocked_sum)(rows, u, block, log)
+
+    def _whole_sum(self, rows: Tensor, u: Tensor, block: Block, log: HistoryLog) -> None:
+        """The sum over all rows at every step: windows, correctors, forgetful neurons, captured graphs."""
+        kernel = self.kernel
         weights = kernel.weights.unsqueeze(0)
         if kernel.corrector_weights is not None:
             weights = torch.stack([kernel.weights, kernel.corrector_weights])
-        u = v - (self.start if self.start.dim() == v.dim() else self.start[0])
         age = None
-        if self.forgets:
+        if self.forgets and self.start is not None:
             age = self.start[-1].detach() + 1.0
             self.start = torch.cat([self.start[:-1], age.unsqueeze(0)])
-        lags = operator.memory.lags(self.past)
-        self.rows, self.sums = remember(rows, u, weights, lags, self.channel_dim, log, age)
+        lags = self.operator.memory.limit or self.past
+        self.rows, sums = remember(rows, u, weights, lags, self.channel_dim, log, age)
+        if block.folds:
+            traces = None if self.traces is None else self._known(self.traces, age, self.past)
+            self.traces = fold(kernel, remembered(self.rows, age)[: block.low], traces, block.folds)
+            self.rows = self.rows[block.low :]
+            direct = weights[:, : block.before].flip(1)
+            sums = combine(direct, remembered(self.rows, age), self.channel_dim)
+        if self.traces is not None and kernel.readout is not None:
+            read = combine(kernel.readout[block.place : block.place + 1], self.traces, self.channel_dim)
+            sums = sums + self._known(read, age, self.rows.shape[0])
+        self.sums = tuple(sums.unbind(0))
+
+    @staticmethod
+    def _known(values: Tensor, age: Tensor | None, rows: int) -> Tensor:
+        """What traces give, blanked where a neuron's own start lies among the rows behind them."""
+        return values if age is None else values * (age > rows)
+
+    def _blocked_sum(self, rows: Tensor, u: Tensor, block: Block, log: HistoryLog) -> None:
+        """The sum over what is older than the block, formed once a block, and over the rows of the block."""
+        kernel, reach, place = self.kernel, self.operator.reach(), block.place
+        if place == 0:
+            whole = joined(append(rows, u, log), rows, u.unsqueeze(0))
+            begun = begin_block(kernel, whole, self.traces, block, reach, self.channel_dim)
+            self.rows, self.traces = joined(begun.rows.detach(), begun.rows), begun.traces
+            inside = begun.rows.detach().new_empty((0, *u.shape))
+            log.keep_open(self.rows, OpenBlock(begun.rows, inside, begun.base, kernel.source))
+            self.sums = (begun.base[0],)
+            return
+        found = log.opened(rows, kernel.source, kernel.weights.requires_grad)
+        if found is None:  # a state that comes from elsewhere: form the sums of its block anew
+            split = block.before
+            begun = begin_block(kernel, rows[:split], self.traces, block, reach, self.channel_dim)
+            found = OpenBlock(rows[:split], rows[split:], begun.base, kernel.source)
+        new = append(rows, u, log)
+        inside, sums = sums_within(
+            found.inside, u, kernel.weights.unsqueeze(0), new[block.before :], self.channel_dim
+        )
+        self.rows = joined(new, found.before, inside)
+        log.keep_open(self.rows, found._replace(inside=inside))
+        self.sums = (found.base[place] + sums[0] if found.base else sums[0],)
 
     def charge(
         self, charge: Callable[[Tensor], Tensor], base: Tensor | None = None, *, affine: bool = False
@@ -131,7 +196,7 @@ class Step:
         if start is None:
             extra = [charged - v] * self.corrector + [torch.zeros_like(v)] * self.forgets
             start = torch.stack([self.v, *extra]) if extra else self.v
-        history = History(self.rows, start)
+        history = History(self.rows, start, self.traces)
         explicit = charged + (self._spread(kernel.gain) - 1.0) * (charged - v)
         if self.sums is not None:
             explicit = explicit - self.sums[0]
@@ -177,8 +242,8 @@ def charge_step(
 
 def _correct(
     operator: FractionalOperator, kernel: Kernel, charge: Callable[[Tensor], Tensor], predicted: Tensor,
-    known: Tensor, start_rate: Tensor, sums: Tensor | None, past: int, spread: Callable[[Tensor], Tensor],
-    affine: bool,
+    known: Tensor, start_rate: Tensor, sums: tuple[Tensor, ...] | None, past: int,
+    spread: Callable[[Tensor], Tensor], affine: bool,
 ) -> Tensor:
     if kernel.corrector_gain is None or kernel.start_weights is None:
         raise OptionError(f"solver {operator.solver.name!r} gave no corrector weights.")
@@ -235,10 +300,10 @@ def forget_fired(history: History, v: Tensor, spike: Tensor) -> History:
         v: the potential after reset ``[*shape]``.
         spike: non-zero where a neuron fired.
     """
-    rows, start = history
+    rows, start, traces = history
     if rows is None or start is None or start.dim() == v.dim():
         return history
     fired = (spike.detach() != 0).reshape(v.shape)
     # The rate at the start belongs to the start that is forgotten.
     first = torch.where(fired, v, start[0]).unsqueeze(0)
-    return History(rows, torch.cat([first, start[1:].masked_fill(fired, 0.0)]))
+    return History(rows, torch.cat([first, start[1:].masked_fill(fired, 0.0)]), traces)
