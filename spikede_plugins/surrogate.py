@@ -1,6 +1,6 @@
 """Surrogate gradients: a step forward, the slope of a smooth function backward.
 
-    s = [z >= 0],      ds/dz := slope(z; a)
+    s = [z >= 0] (or [z > 0]),      ds/dz := slope(z; a)
 
 | name | slope |
 |---|---|
@@ -11,6 +11,9 @@
 | soft_sign | 1 / (2 a (1/a + abs(z))^2) |
 | super_spike | a / (1 + abs(z))^2 |
 | erf | (a / sqrt(pi)) exp(-(az)^2) |
+| fast_sigmoid | 1 / (1 + a abs(z))^2 |
+| triangular | a where z < 0, -a elsewhere |
+| straight_through | 1 |
 
 Source: Neftci, Mostafa & Zenke, IEEE Signal Processing Magazine 36 (2019); the scales are those the
 frameworks use, so that a surrogate means the same before and after conversion.
@@ -46,6 +49,9 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "soft_sign": _soft_sign,
     "super_spike": lambda z, a: a / (1.0 + z.abs()).square(),
     "erf": lambda z, a: (a / math.sqrt(math.pi)) * torch.exp(-(a * z).square()),
+    "fast_sigmoid": lambda z, a: 1.0 / (1.0 + a * z.abs()).square(),
+    "triangular": lambda z, a: torch.where(z < 0, a, -a).to(z.dtype),
+    "straight_through": lambda z, a: torch.ones_like(z),
 }
 
 
@@ -67,23 +73,23 @@ def slope(z: Tensor, name: str, alpha: float) -> Tensor:
 
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, name: str, alpha: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, name: str, alpha: float, strict: bool) -> Tensor:
         ctx.save_for_backward(z)
         ctx.name, ctx.alpha = name, alpha
-        return (z >= 0).to(z.dtype)
+        return (z > 0 if strict else z >= 0).to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         (z,) = ctx.saved_tensors
-        return grad * slope(z, ctx.name, ctx.alpha), None, None
+        return grad * slope(z, ctx.name, ctx.alpha), None, None, None
 
 
-def spike(z: Tensor, name: str = "atan", alpha: float = 2.0) -> Tensor:
-    """1 where ``z >= 0``, else 0, in the dtype of ``z``; the gradient is the surrogate's slope.
+def spike(z: Tensor, name: str = "atan", alpha: float = 2.0, strict: bool = False) -> Tensor:
+    """1 where ``z >= 0`` (``strict``: ``z > 0``), else 0, in the dtype of ``z``; the gradient is the surrogate's slope.
 
     Raises:
         UnknownNameError: for an unknown surrogate.
     """
     if name not in _SLOPES:
         raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, _SLOPES)}")
-    return _Spike.apply(z, name, alpha)
+    return _Spike.apply(z, name, alpha, strict)

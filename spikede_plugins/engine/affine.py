@@ -3,7 +3,7 @@
     none:      c = v + x
     divide:    c = v + (x - (v - rest)) / tau           or  v - (v - rest) / tau + x
     multiply:  c = v + (x - (v - rest)) f               or  v - (v - rest) f + x,      f = params[0]
-    fire:      s = [c >= threshold],    v = c - threshold s    or    (1 - s) c + reset s
+    fire:      s = [c >= threshold] (or >),    v = c - threshold s    or    (1 - s) c + reset s
 
 A neuron of this form needs no Python callback, so a compiled graph can carry it as one operation (and
 a fused kernel can run it).
@@ -37,6 +37,7 @@ class AffineCode:
         short_decay: write the leak without input decay at rest 0 as ``v (1 - 1/tau) + x``, as some
             frameworks do (the same number, rounded differently).
         threshold, reset: firing threshold; reset potential, or None for soft reset.
+        strict: fire above the threshold only (``>``), not at it (``>=``).
         detach_reset: keep the reset out of the gradient.
         surrogate, surrogate_alpha: the surrogate gradient by name (see ``spikede_plugins.surrogate``).
     """
@@ -51,6 +52,7 @@ class AffineCode:
     detach_reset: bool = False
     surrogate: str = "sigmoid"
     surrogate_alpha: float = 4.0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.leak not in LEAKS:
@@ -82,7 +84,10 @@ def fire(
 ) -> tuple[Tensor, Tensor]:
     """Spike and potential after reset; ``surrogate`` is used in place of the named one."""
     z = h - code.threshold
-    s = spike(z, code.surrogate, code.surrogate_alpha) if surrogate is None else surrogate(z)
+    if surrogate is None:
+        s = spike(z, code.surrogate, code.surrogate_alpha, code.strict)
+    else:
+        s = surrogate(z)
     held = s.detach() if code.detach_reset else s
     if code.reset is None:
         return s, h - held * code.threshold
@@ -104,7 +109,7 @@ def derivatives(code: AffineCode) -> Derivatives:
         if code.reset is None:
             reset_slope = z.new_ones(()) if code.detach_reset else 1.0 - code.threshold * spike_slope
         else:
-            reset_slope = (z < 0).to(z.dtype)
+            reset_slope = (z <= 0 if code.strict else z < 0).to(z.dtype)
             if not code.detach_reset:
                 reset_slope = torch.addcmul(reset_slope, code.reset - h_seq, spike_slope)
         factor = params[0].detach() if code.leak == "multiply" else z.new_tensor(_leak_number(code))

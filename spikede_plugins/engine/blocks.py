@@ -181,6 +181,43 @@ def unfold(kernel: Kernel, traces_grad: Tensor, block: Block, into: Tensor) -> T
     return traces_grad
 
 
+def past_gradients(
+    kernel: Kernel, delta: Tensor, entering: int, traces: Tensor | None, reach: Reach,
+    channel_dim: int | None, grad_rows: Tensor | None, first_handed: int, grad_traces: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """What the rows ``[entering, *shape]`` and the traces of before a run receive from its adjoints delta.
+
+    ``grad_rows``, from row ``first_handed`` on, and ``grad_traces`` came in for what the run handed on.
+    """
+    into = delta.new_zeros((entering, *delta.shape[1:]))
+    if grad_rows is not None and first_handed < entering:
+        into[first_handed:] += grad_rows[: entering - first_handed]
+    traced = traces is not None
+    run: list[tuple[Block, bool]] = []
+    for block in blocks(entering, delta.shape[0], reach, traced):
+        traced = traced or block.folds > 0
+        run.append((block, traced))
+    for block, traced in reversed(run):
+        part = delta[block.first : block.last]
+        steps, known = part.shape[0], min(block.begin + block.place, entering) - block.low
+        if known > 0:  # rows of before, older than the block or in it
+            at = torch.arange(steps, device=delta.device).unsqueeze(1) + block.before + block.place - 1
+            lag = at - torch.arange(known, device=delta.device).unsqueeze(0)
+            matrix = kernel.weights[lag.clamp_max(kernel.weights.shape[0] - 1)]
+            if reach.limit:
+                matrix = matrix.masked_fill((lag >= reach.limit).unsqueeze(-1), 0.0)
+            into[block.low : block.low + known] -= combine(matrix.transpose(0, 1), part, channel_dim)
+        if traced:
+            grad_traces = spread_traces(kernel, part, block, grad_traces, channel_dim)
+            if block.folds:
+                first = block.low - block.folds * BLOCK
+                folded = delta.new_zeros((block.low, *delta.shape[1:]))
+                grad_traces = unfold(kernel, grad_traces, block, folded)
+                last = min(block.low, entering)
+                into[first:last] += folded[first:last]
+    return into if entering else None, grad_traces if traces is not None else None
+
+
 def add_lags(found: Tensor, products: Tensor, lag: Tensor, limit: int) -> None:
     """Take from ``found [n, S]`` at each lag (less one) its ``products [i, r, S]``, where there is one."""
     inside = (lag >= 0) & (lag < (limit or found.shape[0]))

@@ -1,7 +1,8 @@
 """The fused CPU engine: the passes of the scan for affine neurons, by the kernels of ``cpu_kernels``.
 
-It serves float32 and float64 neurons of one order whose :class:`AffineCode` names all they are. Everything
-else goes to the torch passes, which compute the same numbers. It needs numba
+It serves float32 and float64 neurons whose :class:`AffineCode` names all they are, with one order or one a
+channel (where a channel's neurons lie together in memory), and every form of memory. Everything else goes to the
+torch passes, which compute the same numbers. It needs numba
 (``pip install "spikede-plugins[fast]"``) and compiles at first use, cached on disk. Threads follow
 ``torch.get_num_threads()``; they are Python threads of its own, safe beside others and after a fork.
 """
@@ -15,15 +16,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.engine.buffers import empty
+from spikede_plugins.exponentials import BLOCK
 
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
+    from spikede_plugins.engine.history import HistoryLog
+    from spikede_plugins.engine.operator import Kernel
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
 
 
@@ -50,24 +56,75 @@ def _kernels() -> Any:
     return cpu_kernels
 
 
-def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, weights: Tensor) -> bool:
+#: Channels of fewer neurons than these, one behind the other, are left to torch.
+_NARROW = 16
+
+
+def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel) -> bool:
     """Whether the kernels run this neuron on this input."""
     v = past.v
     return (
         neuron.code is not None
         and v.device.type == "cpu"
         and v.dtype in (torch.float32, torch.float64)
-        and weights.shape[-1] == 1
+        and (kernel.gain.shape[-1] == 1 or _behind(v.shape, past.channel_dim) >= _NARROW)
         and all(p.numel() == 1 for p in neuron.params)
-        and x_seq.numel() > 0
-        and past.traces is None
-        and not (past.reach.fold and x_seq.shape[0] + _known(past) > past.reach.fold)
+        and v.numel() > 0
+        and x_seq.shape[0] > 0
         and not missing()
     )
 
 
-def _known(past: Past) -> int:
-    return 0 if past.rows is None else past.rows.shape[0] + 1
+def _behind(shape: torch.Size, channel_dim: int | None) -> int:
+    """How many neurons of one channel lie one behind the other."""
+    return shape.numel() if channel_dim is None else shape[channel_dim + 1 :].numel()
+
+
+def _tiles(shape: torch.Size, channels: int, channel_dim: int | None) -> Any:
+    """``[tiles, 3]``: first neuron, count and channel of each."""
+    size, total = _kernels().TILE, shape.numel()
+    length = total if channels == 1 else _behind(shape, channel_dim)
+    within = np.arange(0, length, size)
+    first = (np.arange(0, total, length)[:, None] + within).reshape(-1)
+    count = np.tile(np.minimum(size, length - within), total // length)
+    return np.stack([first, count, first // length % channels], 1).astype(np.int64)
+
+
+def _plan(past: Past, entering: int, steps: int) -> Any:
+    """``[blocks, 6]``: the blocks of a run; a window is one block that looks back no further than its limit."""
+    if past.reach.limit:
+        return np.array([[0, steps, entering, 0, 0, 0]], np.int64)
+    return np.array(list(blocks(entering, steps, past.reach, past.traces is not None)), np.int64)
+
+
+def _room(plan: Any, entering: int) -> int:
+    """The most rows that are held at a time."""
+    origin, most = 0, entering
+    for _, last, _, low, _, folds in plan.tolist():
+        origin = low if folds else origin
+        most = max(most, entering + last - origin)
+    return int(most)
+
+
+class _Numbers(NamedTuple):
+    """A kernel as arrays: weights ``[S, n]``, gain ``[S]``, readout ``[S, BLOCK, P]``, decay, inject."""
+
+    weights: Any
+    gain: Any
+    readout: Any
+    decay: Any
+    inject: Any
+
+
+def _numbers(kernel: Kernel, traced: bool) -> _Numbers:
+    weights, gain = kernel.weights.detach(), kernel.gain.detach()
+    readout, decay, inject = kernel.readout, kernel.decay, kernel.inject
+    if not traced or readout is None or decay is None or inject is None:
+        readout, decay, inject = weights.new_zeros(BLOCK, 0, 1), weights.new_zeros(0), weights.new_zeros(0, BLOCK)
+    return _Numbers(
+        weights.T.contiguous().numpy(), gain.contiguous().numpy(),
+        readout.detach().permute(2, 0, 1).contiguous().numpy(), decay.numpy(), inject.contiguous().numpy(),
+    )  # fmt: skip
 
 
 def _form(code: AffineCode, factor: float, number: Any) -> tuple[int, Any]:
@@ -94,85 +151,140 @@ def _row(t: Tensor) -> Any:
 
 
 _NO_MARKS = torch.empty((0, 0), dtype=torch.uint8).numpy()
+#: Up to so many steps at a time read the sums over what is older than their block from where the first left them.
+_FEW = 4
 
 
 def march(
-    code: AffineCode, params: Sequence[Tensor], x_seq: Tensor, v: Tensor, start: Tensor, rows: Tensor,
-    entering: int, limit: int, gain: Tensor, weights: Tensor, spikes: Tensor, h_seq: Tensor | None,
-    v_seq: Tensor | None, marks: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """All steps: fills ``spikes``, the new ``rows``, and of the others what is there; the last potential.
+    code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor, kernel: Kernel, rows: Tensor,
+    entering: int, spikes: Tensor, h_seq: Tensor | None, v_seq: Tensor | None, marks: Tensor | None,
+    log: HistoryLog,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """All steps: fills ``spikes``, the new ``rows``, and of the others what is there.
 
-    ``marks`` (uint8) receives 1 where a neuron fired.
+    ``marks`` (uint8) receives 1 where a neuron fired. Returns the last potential, and the traces if any rows
+    were folded.
     """
     k, steps = _kernels(), x_seq.shape[0]
+    v, traces, reach = past.v, past.traces, past.reach
     x = _flat(x_seq, steps)
     number = x.dtype.type
     form, leak = _form(code, params[0].item() if params else 0.0, number)
-    last = torch.empty_like(v, memory_format=torch.contiguous_format)
+    plan = _plan(past, entering, steps)
+    traced = traces is not None or bool(plan[:, 5].any())
+    numbers = _numbers(kernel, traced)
+    tiles = _tiles(v.shape, kernel.gain.shape[-1], past.channel_dim)
+    flat_rows = rows.view(rows.shape[0], -1).numpy()
+    folded = None
+    if plan[:, 5].any():
+        folded = torch.empty((len(numbers.decay), *v.shape), dtype=v.dtype)
     nothing = x[:0]
-    in_blocks(
-        k.forward, x.shape[1], steps * (1 + min(entering + steps, limit)),
-        x, _row(v), _row(start), rows.view(rows.shape[0], -1).numpy(), entering, limit, _row(weights),
-        number(gain.item()) - number(1.0), form, leak, number(code.rest), number(code.threshold),
-        code.reset is not None, number(code.reset or 0.0), number(1.0), spikes.view(steps, -1).numpy(),
+    old = nothing if traces is None else _flat(traces, traces.shape[0])
+    new = nothing if folded is None else folded.view(len(numbers.decay), -1).numpy()
+
+    base = np.empty((BLOCK, 0), x.dtype)
+    _, _, place, low, before, _ = plan[0].tolist()
+    older = before > 0 or traced
+    given = older and not reach.limit and len(plan) == 1 and steps <= _FEW
+    if given:
+        known, in_use = rows[low : low + before], traces if folded is None else folded
+        kept = log.base(known, in_use, kernel.source) if place else None
+        if kept is None:
+            kept = torch.empty((BLOCK, *v.shape), dtype=v.dtype)
+            in_tiles(
+                k.begin, tiles, v.numel() * BLOCK * (before + len(numbers.decay)),
+                flat_rows, plan[0], old, traces is not None, numbers.weights, numbers.readout, numbers.decay,
+                numbers.inject, kept.view(BLOCK, -1).numpy(), new,
+            )  # fmt: skip
+            log.keep_base(known, in_use, kernel.source, kept)
+        base = kept.view(BLOCK, -1).numpy()
+    last = torch.empty_like(v, memory_format=torch.contiguous_format)
+    room = entering + steps - low - before if given else _room(plan, entering)
+    in_tiles(
+        k.forward, tiles, v.numel() * _work(plan, reach.limit, len(numbers.decay), given),
+        x, _row(v), _row(past.start), flat_rows, entering, reach.limit or entering + steps, plan,
+        room, base, given, old, traces is not None, new, numbers.weights,
+        numbers.gain - number(1.0), numbers.readout, numbers.decay, numbers.inject, form, leak,
+        number(code.rest), number(code.threshold), code.strict, code.reset is not None,
+        number(code.reset or 0.0), number(1.0), spikes.view(steps, -1).numpy(),
         nothing if h_seq is None else h_seq.view(steps, -1).numpy(), h_seq is not None,
         nothing if v_seq is None else v_seq.view(steps, -1).numpy(), v_seq is not None,
         _NO_MARKS if marks is None else marks.view(steps, -1).numpy(), marks is not None,
         last.view(-1).numpy(),
     )  # fmt: skip
-    return last
+    return last, folded
+
+
+def _work(plan: Any, limit: int, traces: int, given: bool = False) -> int:
+    """Multiply-adds a neuron, about."""
+    steps = plan[:, 1] - plan[:, 0]
+    inside = steps * (plan[:, 2] + steps / 2)
+    if limit:
+        return int(np.minimum(inside, steps * limit).sum()) + int(steps.sum())
+    return int((inside + steps * (1 + (0 if given else plan[:, 4] + traces))).sum())
+
+
+class Adjoint(NamedTuple):
+    """What the backward pass of an affine neuron finds.
+
+    Attributes:
+        grad_x: gradient of the input ``[T, *shape]``.
+        delta: adjoints of the charged potentials ``[T, *shape]``, if asked for.
+        levers: ``sum delta lever`` and ``sum delta x`` by channel ``[S, 2]``, if asked for; the lever is
+            ``rest - v``, plus the input where that goes through the leak.
+    """
+
+    grad_x: Tensor
+    delta: Tensor | None
+    levers: Tensor | None
 
 
 def adjoint(
-    code: AffineCode, params: Sequence[Tensor], charged: Tensor | SoftReset, rows: Tensor, start: Tensor,
-    entering: int, limit: int, gain: Tensor, weights: Tensor, grad_s: Tensor | None,
-    grad_v: Tensor | None, grad_rows: Tensor | None, first_handed: int, keep_delta: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The gradient of the input and, if asked for, the adjoints of the charged potentials."""
+    code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor | None, kernel: Kernel,
+    charged: Tensor | SoftReset, rows: Tensor, entering: int, grad_s: Tensor | None, grad_v: Tensor | None,
+    grad_rows: Tensor | None, first_handed: int, grad_traces: Tensor | None, keep_delta: bool,
+) -> Adjoint:  # fmt: skip
+    """The gradients of an affine neuron; with ``x_seq``, also the levers."""
     k, rebuild = _kernels(), not isinstance(charged, Tensor)
-    steps, like = rows.shape[0] - entering, rows[entering:]
-    number = _row(weights).dtype.type
+    steps, like, v = rows.shape[0] - entering, rows[entering:], past.v
+    plan = _plan(past, entering, steps)
+    numbers = _numbers(kernel, past.traces is not None or bool(plan[:, 5].any()))
+    number = numbers.weights.dtype.type
     leak = {"none": 0.0, "divide": 1.0 / code.tau}.get(code.leak)
     leak = params[0].item() if leak is None else leak
+    decayed = code.leak != "none" and code.decay_input
     grad_x = empty(tuple(like.shape), like)
     delta = empty(tuple(like.shape), like) if keep_delta else None
     into_x = grad_x.view(steps, -1).numpy()
     nothing = into_x[:0]
-    in_blocks(
-        k.backward, into_x.shape[1], steps * (2 + min(steps, limit)),
+    channels = kernel.gain.shape[-1]
+    tiles = _tiles(v.shape, channels, past.channel_dim)
+    levers = np.zeros((len(tiles) if x_seq is not None else 0, 2))
+    in_tiles(
+        k.backward, tiles, v.numel() * _work(plan, past.reach.limit, 2 * len(numbers.decay)),
         _flat(charged, steps) if isinstance(charged, Tensor) else nothing, rebuild,
-        rows.view(rows.shape[0], -1).numpy(), _row(start),
+        rows.view(rows.shape[0], -1).numpy(), _row(past.start), _row(v),
         _NO_MARKS if isinstance(charged, Tensor) else _flat(charged.fired, steps),
         nothing.reshape(-1) if isinstance(charged, Tensor) else _row(charged.v),
-        entering, limit, _row(weights), number(gain.item()), number(1.0 - leak),
-        number(leak if code.leak != "none" and code.decay_input else 1.0), number(code.threshold),
-        code.reset is not None, number(code.reset or 0.0), code.detach_reset,
-        k.SURROGATES.index(code.surrogate), number(code.surrogate_alpha), number(1.0),
+        entering, past.reach.limit or rows.shape[0], plan, numbers.weights, numbers.gain,
+        np.ascontiguousarray(numbers.readout.transpose(0, 2, 1)), numbers.decay,
+        np.ascontiguousarray(numbers.inject.T), number(1.0 - leak), number(leak if decayed else 1.0),
+        number(code.rest), number(code.threshold), code.strict, code.reset is not None,
+        number(code.reset or 0.0), code.detach_reset, k.SURROGATES.index(code.surrogate),
+        number(code.surrogate_alpha), number(1.0),
         nothing if grad_s is None else _flat(grad_s.to(like.dtype), steps), grad_s is not None,
         nothing.reshape(-1) if grad_v is None else _row(grad_v), grad_v is not None,
         nothing if grad_rows is None or not grad_rows.shape[0] else _flat(grad_rows, grad_rows.shape[0]),
         first_handed, 0 if grad_rows is None else grad_rows.shape[0],
-        into_x, nothing if delta is None else delta.view(steps, -1).numpy(),
-        keep_delta,
+        nothing if grad_traces is None else _flat(grad_traces, grad_traces.shape[0]), grad_traces is not None,
+        nothing if x_seq is None else _flat(x_seq, steps), levers, x_seq is not None, decayed,
+        into_x, nothing if delta is None else delta.view(steps, -1).numpy(), keep_delta,
     )  # fmt: skip
-    return grad_x, delta
-
-
-def weight_gradient(
-    delta: Tensor, rows: Tensor, entering: int, limit: int, weights: Tensor
-) -> Tensor:
-    """``-sum_k delta_k u_{k-m}`` for every lag m, in the shape of ``weights``."""
-    k, d = _kernels(), _flat(delta, delta.shape[0])
-    lags = max(1, min(entering + d.shape[0] - 1, limit))
-    partial = torch.zeros(-(-d.shape[1] // k.BLOCK), lags, dtype=torch.float64)
-    in_blocks(
-        k.weight_gradient, d.shape[1], d.shape[0] * lags,
-        d, rows.view(rows.shape[0], -1).numpy(), entering, limit, partial.numpy(),
-    )  # fmt: skip
-    found = torch.zeros_like(weights)
-    found[:lags, 0] = -partial.sum(0).to(weights.dtype)
-    return found
+    if x_seq is None:
+        return Adjoint(grad_x, delta, None)
+    found = np.zeros((channels, 2))
+    np.add.at(found, tiles[:, 2], levers)
+    return Adjoint(grad_x, delta, torch.from_numpy(found).to(like.dtype))
 
 
 # -- threads --------------------------------------------------------------------------------------
@@ -202,16 +314,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def in_blocks(kernel: Callable[..., None], neurons: int, work: int, *arguments: Any) -> None:
-    """Run ``kernel`` over all blocks of ``neurons``, shared among ``torch.get_num_threads()`` threads."""
-    blocks = -(-neurons // _kernels().BLOCK)
-    threads = min(torch.get_num_threads(), blocks, 1 + neurons * work // _WORTH_A_THREAD)
+def in_tiles(kernel: Callable[..., None], tiles: Any, work: int, *arguments: Any) -> None:
+    """Run ``kernel`` over all tiles, shared among ``torch.get_num_threads()`` threads."""
+    count = len(tiles)
+    threads = min(torch.get_num_threads(), count, 1 + work // _WORTH_A_THREAD)
     if threads <= 1:
-        kernel(*arguments, 0, blocks)
+        kernel(*arguments, tiles, 0, count)
         return
     # A few pieces a thread: one that is held up does not hold up all.
-    pieces = min(blocks, 4 * threads)
-    bounds = [blocks * i // pieces for i in range(pieces + 1)]
+    pieces = min(count, 4 * threads)
+    bounds = [count * i // pieces for i in range(pieces + 1)]
     pool = _workers(threads - 1)
     remaining = iter(list(pairwise(bounds)))
     lock = threading.Lock()
@@ -222,7 +334,7 @@ def in_blocks(kernel: Callable[..., None], neurons: int, work: int, *arguments: 
                 piece = next(remaining, None)
             if piece is None:
                 return
-            kernel(*arguments, *piece)
+            kernel(*arguments, tiles, *piece)
 
     others = [pool.submit(take) for _ in range(threads - 1)]
     take()

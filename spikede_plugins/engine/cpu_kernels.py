@@ -1,13 +1,14 @@
-"""Fused CPU kernels: one pass over a block of neurons runs all T steps while its history stays in cache.
+"""Fused CPU kernels: one pass over a tile of neurons runs all T steps while its history stays in cache.
 
-A block of neurons is small enough for its deviations ``u [rows, BLOCK]`` to live in the first caches, so
-memory is read and written once a neuron and step: input, spikes, charged potential and deviation forward;
-charged potential, incoming and outgoing gradient backward. The history sum takes eight lags at a time,
-newest first, each a fused multiply-add in the same order whatever T is: one step at a time gives the same
-bits as all at once.
+A tile of neurons is small enough for its deviations ``u [rows, TILE]`` to live in the first caches, so memory
+is read and written once a neuron and step: input, spikes, charged potential and deviation forward; charged
+potential, incoming and outgoing gradient backward. The sums go by blocks of steps (``engine.blocks``): what is
+older than a block enters all its steps at once, as a product of small matrices, four rows by four in registers;
+the lags inside the block are summed step by step, eight at a time. Each number is summed in the same order
+whatever T is: one step at a time gives the same bits as all at once.
 
 Only the sums may be contracted; charge, firing and reset keep the native rounding. The kernels run a range of
-blocks and hold no lock, so that any number of threads share the work.
+tiles and hold no lock, so that any number of threads share the work. A tile is ``(first neuron, count, channel)``.
 """
 
 from __future__ import annotations
@@ -18,33 +19,29 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-BLOCK = 256
+TILE = 128
 
 # How charge is written (see ``AffineCode``): the same number, rounded as the framework rounds it.
 INTEGRATE, DIVIDE_INPUT, DIVIDE, DIVIDE_SHORT, FACTOR_INPUT, FACTOR, FACTOR_SHORT = range(7)
 # Surrogates in the order of the slopes below.
 SURROGATES = (
     "sigmoid", "atan", "piecewise_quadratic", "piecewise_exp", "soft_sign", "super_spike", "erf",
+    "fast_sigmoid", "triangular", "straight_through",
 )  # fmt: skip
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
 
 
 @njit(fastmath={"contract"}, **_OPTIONS)
-def add_history(total, weights, rows, end, column, count, lags):
-    """``total[i] += sum_{m < lags} weights[m] rows[end - 1 - m, column + i]`` for ``i < count``."""
-    # Slices, here and below: an index that the compiler knows not to be negative is what lets it
-    # make vector code of a loop.
-    stop = column + count
+def add_history(total, weights, rows, newest, step, count, lags):
+    """``total[i] += sum_{m < lags} weights[m] rows[newest + m step, i]`` for ``i < count``."""
     m = 0
     while m + 8 <= lags:
         w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
         w4, w5, w6, w7 = weights[m + 4], weights[m + 5], weights[m + 6], weights[m + 7]
-        r = end - 1 - m
-        u0, u1 = rows[r, column:stop], rows[r - 1, column:stop]
-        u2, u3 = rows[r - 2, column:stop], rows[r - 3, column:stop]
-        u4, u5 = rows[r - 4, column:stop], rows[r - 5, column:stop]
-        u6, u7 = rows[r - 6, column:stop], rows[r - 7, column:stop]
+        r = newest + m * step
+        u0, u1, u2, u3 = rows[r], rows[r + step], rows[r + 2 * step], rows[r + 3 * step]
+        u4, u5, u6, u7 = rows[r + 4 * step], rows[r + 5 * step], rows[r + 6 * step], rows[r + 7 * step]
         for i in range(count):
             t = total[i]
             t += w0 * u0[i]
@@ -58,10 +55,133 @@ def add_history(total, weights, rows, end, column, count, lags):
             total[i] = t
         m += 8
     while m < lags:
-        w, u = weights[m], rows[end - 1 - m, column:stop]
+        w, u = weights[m], rows[newest + m * step]
         for i in range(count):
             total[i] += w * u[i]
         m += 1
+
+
+@njit(fastmath={"contract"}, **_OPTIONS)
+def add_lagged(out, first, n_out, rows, start, n_in, weights, base, sign, count):
+    """``out[first + o] += sum_j weights[base + sign (o - j)] rows[start + j]``, ``o < n_out``, ``j < n_in``."""
+    o = 0
+    while o + 4 <= n_out:
+        a0, a1, a2, a3 = out[first + o], out[first + o + 1], out[first + o + 2], out[first + o + 3]
+        j = 0
+        while j + 4 <= n_in:
+            at = base + sign * (o - j)
+            wm3, wm2, wm1 = weights[at - 3 * sign], weights[at - 2 * sign], weights[at - sign]
+            w0 = weights[at]
+            w1, w2, w3 = weights[at + sign], weights[at + 2 * sign], weights[at + 3 * sign]
+            r0, r1, r2, r3 = rows[start + j], rows[start + j + 1], rows[start + j + 2], rows[start + j + 3]
+            for i in range(count):
+                x0, x1, x2, x3 = r0[i], r1[i], r2[i], r3[i]
+                t = a0[i]
+                t += w0 * x0
+                t += wm1 * x1
+                t += wm2 * x2
+                t += wm3 * x3
+                a0[i] = t
+                t = a1[i]
+                t += w1 * x0
+                t += w0 * x1
+                t += wm1 * x2
+                t += wm2 * x3
+                a1[i] = t
+                t = a2[i]
+                t += w2 * x0
+                t += w1 * x1
+                t += w0 * x2
+                t += wm1 * x3
+                a2[i] = t
+                t = a3[i]
+                t += w3 * x0
+                t += w2 * x1
+                t += w1 * x2
+                t += w0 * x3
+                a3[i] = t
+            j += 4
+        while j < n_in:
+            at = base + sign * (o - j)
+            w0, w1, w2, w3 = weights[at], weights[at + sign], weights[at + 2 * sign], weights[at + 3 * sign]
+            r0 = rows[start + j]
+            for i in range(count):
+                x0 = r0[i]
+                a0[i] += w0 * x0
+                a1[i] += w1 * x0
+                a2[i] += w2 * x0
+                a3[i] += w3 * x0
+            j += 1
+        o += 4
+    while o < n_out:
+        a0 = out[first + o]
+        for j in range(n_in):
+            w0, r0 = weights[base + sign * (o - j)], rows[start + j]
+            for i in range(count):
+                a0[i] += w0 * r0[i]
+        o += 1
+
+
+@njit(fastmath={"contract"}, **_OPTIONS)
+def add_product(out, first, n_out, rows, start, n_in, matrix, top, left, count):
+    """``out[first + o] += sum_j matrix[top + o, left + j] rows[start + j]``, ``o < n_out``, ``j < n_in``."""
+    o = 0
+    while o + 4 <= n_out:
+        a0, a1, a2, a3 = out[first + o], out[first + o + 1], out[first + o + 2], out[first + o + 3]
+        m0, m1, m2, m3 = matrix[top + o], matrix[top + o + 1], matrix[top + o + 2], matrix[top + o + 3]
+        j = 0
+        while j + 4 <= n_in:
+            c = left + j
+            w00, w01, w02, w03 = m0[c], m0[c + 1], m0[c + 2], m0[c + 3]
+            w10, w11, w12, w13 = m1[c], m1[c + 1], m1[c + 2], m1[c + 3]
+            w20, w21, w22, w23 = m2[c], m2[c + 1], m2[c + 2], m2[c + 3]
+            w30, w31, w32, w33 = m3[c], m3[c + 1], m3[c + 2], m3[c + 3]
+            r0, r1, r2, r3 = rows[start + j], rows[start + j + 1], rows[start + j + 2], rows[start + j + 3]
+            for i in range(count):
+                x0, x1, x2, x3 = r0[i], r1[i], r2[i], r3[i]
+                t = a0[i]
+                t += w00 * x0
+                t += w01 * x1
+                t += w02 * x2
+                t += w03 * x3
+                a0[i] = t
+                t = a1[i]
+                t += w10 * x0
+                t += w11 * x1
+                t += w12 * x2
+                t += w13 * x3
+                a1[i] = t
+                t = a2[i]
+                t += w20 * x0
+                t += w21 * x1
+                t += w22 * x2
+                t += w23 * x3
+                a2[i] = t
+                t = a3[i]
+                t += w30 * x0
+                t += w31 * x1
+                t += w32 * x2
+                t += w33 * x3
+                a3[i] = t
+            j += 4
+        while j < n_in:
+            c = left + j
+            w0, w1, w2, w3, r0 = m0[c], m1[c], m2[c], m3[c], rows[start + j]
+            for i in range(count):
+                x0 = r0[i]
+                a0[i] += w0 * x0
+                a1[i] += w1 * x0
+                a2[i] += w2 * x0
+                a3[i] += w3 * x0
+            j += 1
+        o += 4
+    while o < n_out:
+        a0, m0 = out[first + o], matrix[top + o]
+        for j in range(n_in):
+            w0, r0 = m0[left + j], rows[start + j]
+            for i in range(count):
+                a0[i] += w0 * r0[i]
+        o += 1
 
 
 @njit(**_OPTIONS)
@@ -88,67 +208,170 @@ def charge(c, v, x, count, form, leak, rest):
 
 
 @njit(**_OPTIONS)
-def forward(
-    x, v0, start, rows, entering, limit, weights, bracket, form, leak, rest, threshold, hard, reset,
-    one, spikes, h_seq, keep_h, v_seq, keep_v, marks, keep_marks, v_last, first_block, last_block,
-):  # fmt: skip
-    """All steps of all neurons; ``rows [entering + T, N]`` holds the past and receives the new rows."""
-    steps, neurons = x.shape
-    held = min(entering, limit)
-    zero = one - one
-    for block in range(first_block, last_block):
-        column = block * BLOCK
-        count = min(BLOCK, neurons - column)
-        stop = column + count
-        total, c, v = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
-        v[:count] = v0[column:stop]
-        # A single step reads the past where it lies; a sequence reads it many times, from the cache.
-        local = rows
-        first, shift, offset = entering, 0, column
-        if steps > 1:
-            local = np.empty((held + steps, BLOCK), x.dtype)
-            shift, offset = entering - held, 0
-            for r in range(held):
-                local[r, :count] = rows[shift + r, column:stop]
-        for k in range(steps):
-            end = first + k - shift
-            for i in range(count):
-                total[i] = 0.0
-            add_history(total, weights, local, end, offset, count, min(first + k, limit))
-            charge(c, v, x[k, column:stop], count, form, leak, rest)
-            # Short loops over few arrays: the compiler makes vector code of each.
-            for i in range(count):
-                c[i] = c[i] + bracket * (c[i] - v[i]) - total[i]
-            fired = spikes[k, column:stop]
-            for i in range(count):
-                fired[i] = one if c[i] >= threshold else zero
-            if hard:
+def fold(traces, zero, decay, inject, rows, start, folds, known, count):
+    """``z <- decay z + inject rows`` for ``folds`` blocks of rows; ``known`` tells whether there were traces."""
+    size = inject.shape[1]
+    for n in range(folds):
+        for p in range(decay.shape[0]):
+            z, keep = traces[p], decay[p]
+            if known or n:
                 for i in range(count):
-                    s = fired[i]
-                    v[i] = (one - s) * c[i] + s * reset
+                    z[i] = keep * z[i]
             else:
                 for i in range(count):
-                    v[i] = c[i] - fired[i] * threshold
-            newest, origin = rows[entering + k, column:stop], start[column:stop]
+                    z[i] = zero
+        add_product(traces, 0, decay.shape[0], rows, start + n * size, size, inject, 0, 0, count)
+
+
+@njit(**_OPTIONS)
+def load(local, rows, first, last, column, count):
+    """``local[r - first] = rows[r]`` of one tile."""
+    for r in range(first, last):
+        here, there = local[r - first], rows[r, column : column + count]
+        for i in range(count):
+            here[i] = there[i]
+
+
+@njit(**_OPTIONS)
+def begin(
+    rows, block, traces, has_traces, weights, readout, decay, inject, base, new_traces, tiles, first_tile,
+    last_tile,
+):  # fmt: skip
+    """Fold where a block says so; ``base [BLOCK, N]``: for each of its steps the sum over what is older."""
+    low, before, folds = block[3], block[4], block[5]
+    size, count_traces = base.shape[0], decay.shape[0]
+    held = folds * size
+    local = np.empty((held + before, TILE), rows.dtype)
+    z, out = np.empty((count_traces, TILE), rows.dtype), np.empty((size, TILE), rows.dtype)
+    zero = np.zeros(1, rows.dtype)[0]
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        load(local, rows, low - held, low + before, column, count)
+        if has_traces:
+            load(z, traces, 0, count_traces, column, count)
+        if folds:
+            fold(z, zero, decay, inject, local, 0, folds, has_traces, count)
+        out[:, :count] = zero
+        add_lagged(out, 0, size, local, held, before, weights[channel], before - 1, 1, count)
+        if has_traces or folds:
+            add_product(out, 0, size, z, 0, count_traces, readout[channel], 0, 0, count)
+        for o in range(size):
+            there, here = base[o, column : column + count], out[o]
             for i in range(count):
-                newest[i] = v[i] - origin[i]
-            if steps > 1:
-                kept = local[end]
+                there[i] = here[i]
+        if folds:
+            for p in range(count_traces):
+                there, here = new_traces[p, column : column + count], z[p]
+                for i in range(count):
+                    there[i] = here[i]
+
+
+@njit(**_OPTIONS)
+def forward(
+    x, v0, start, rows, entering, limit, plan, room, given_base, has_base, traces, has_traces, new_traces,
+    weights, brackets, readout, decay, inject, form, leak, rest, threshold, strict, hard, reset, one, spikes,
+    h_seq, keep_h, v_seq, keep_v, marks, keep_marks, v_last, tiles, first_tile, last_tile,
+):  # fmt: skip
+    """All steps of all neurons; ``rows [entering + T, N]`` holds the past and receives the new rows.
+
+    ``plan [blocks, 6]`` is ``engine.blocks``; ``room`` rows are the most that are held at a time. With
+    ``has_base`` there is one block, and what is older than it is given.
+    """
+    steps = x.shape[0]
+    size, count_traces = given_base.shape[0], decay.shape[0]
+    zero = one - one
+    local = np.empty((room, TILE), x.dtype)
+    base, z = np.empty((size, TILE), x.dtype), np.empty((count_traces, TILE), x.dtype)
+    total, c, v = np.empty(TILE, x.dtype), np.empty(TILE, x.dtype), np.empty(TILE, x.dtype)
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        stop = column + count
+        w, bracket = weights[channel], brackets[channel]
+        v[:count] = v0[column:stop]
+        traced = has_traces
+        if has_traces and not has_base:
+            load(z, traces, 0, count_traces, column, count)
+        # Row r of the past is local[r - origin].
+        origin = plan[0, 3] + plan[0, 4] if has_base else 0
+        load(local, rows, origin, entering, column, count)
+        for b in range(plan.shape[0]):
+            first, last, place = plan[b, 0], plan[b, 1], plan[b, 2]
+            low, before, folds = plan[b, 3], plan[b, 4], plan[b, 5]
+            older = has_base or before > 0 or traced or folds > 0
+            if not has_base:
+                if folds:
+                    fold(z, zero, decay, inject, local, low - folds * size - origin, folds, traced, count)
+                    traced = True
+                    for r in range(low - origin, low + before - origin):  # close the gap
+                        here, there = local[r - (low - origin)], local[r]
+                        for i in range(count):
+                            here[i] = there[i]
+                    origin = low
+                if older:
+                    base[: last - first, :count] = zero
+                    add_lagged(
+                        base, 0, last - first, local, low - origin, before, w, place + before - 1, 1, count
+                    )
+                    if traced:
+                        add_product(
+                            base, 0, last - first, z, 0, count_traces, readout[channel], place, 0, count
+                        )
+            else:
+                for k in range(first, last):
+                    here, there = base[k - first], given_base[place + k - first, column:stop]
+                    for i in range(count):
+                        here[i] = there[i]
+            for k in range(first, last):
+                if older:
+                    known = base[k - first]
+                    for i in range(count):
+                        total[i] = known[i]
+                else:
+                    for i in range(count):
+                        total[i] = zero
+                end = entering + k - origin
+                add_history(total, w, local, end - 1, -1, count, min(place + k - first, limit))
+                charge(c, v, x[k, column:stop], count, form, leak, rest)
+                # Short loops over few arrays: the compiler makes vector code of each.
+                for i in range(count):
+                    c[i] = c[i] + bracket * (c[i] - v[i]) - total[i]
+                fired = spikes[k, column:stop]
+                if strict:
+                    for i in range(count):
+                        fired[i] = one if c[i] > threshold else zero
+                else:
+                    for i in range(count):
+                        fired[i] = one if c[i] >= threshold else zero
+                if hard:
+                    for i in range(count):
+                        s = fired[i]
+                        v[i] = (one - s) * c[i] + s * reset
+                else:
+                    for i in range(count):
+                        v[i] = c[i] - fired[i] * threshold
+                newest, begun, kept = rows[entering + k, column:stop], start[column:stop], local[end]
+                for i in range(count):
+                    newest[i] = v[i] - begun[i]
                 for i in range(count):
                     kept[i] = newest[i]
-            if keep_marks:
-                mark = marks[k, column:stop]
-                for i in range(count):
-                    mark[i] = np.uint8(1) if c[i] >= threshold else np.uint8(0)
-            if keep_h:
-                charged = h_seq[k, column:stop]
-                for i in range(count):
-                    charged[i] = c[i]
-            if keep_v:
-                potential = v_seq[k, column:stop]
-                for i in range(count):
-                    potential[i] = v[i]
+                if keep_marks:
+                    mark = marks[k, column:stop]
+                    for i in range(count):
+                        mark[i] = np.uint8(fired[i] > zero)
+                if keep_h:
+                    charged = h_seq[k, column:stop]
+                    for i in range(count):
+                        charged[i] = c[i]
+                if keep_v:
+                    potential = v_seq[k, column:stop]
+                    for i in range(count):
+                        potential[i] = v[i]
         v_last[column:stop] = v[:count]
+        if traced and not has_base and new_traces.shape[0] > 0:
+            for p in range(count_traces):
+                there, here = new_traces[p, column:stop], z[p]
+                for i in range(count):
+                    there[i] = here[i]
 
 
 @njit(**_OPTIONS)
@@ -178,91 +401,21 @@ def surrogate_slope(slope, h, count, threshold, kind, a, one):
         for i in range(count):
             z = one + abs(h[i] - threshold)
             slope[i] = a / (z * z)
-    else:
+    elif kind == 6:
         scale = a / type(one)(math.sqrt(math.pi))
         for i in range(count):
             z = a * (h[i] - threshold)
             slope[i] = scale * np.exp(-z * z)
-
-
-@njit(**_OPTIONS)
-def backward(
-    h_seq, rebuild, rows, start, marks, v_last, entering, limit, weights, gain, charge_slope,
-    input_slope, threshold, hard, reset, detach, kind, sharpness, one, grad_s, has_s, grad_v, has_v,
-    grad_rows, first_handed, handed, grad_x, delta, keep_delta, first_block, last_block,
-):  # fmt: skip
-    """The adjoint recursion; ``grad_x`` and, if asked for, the adjoints ``delta`` of all steps.
-
-    With ``rebuild`` the charged potentials are not given but follow from what a soft reset left of them.
-    """
-    steps, neurons = grad_x.shape
-    zero = one - one
-    carried = gain * charge_slope + (one - gain)
-    into_input = gain * input_slope
-    for block in range(first_block, last_block):
-        column = block * BLOCK
-        count = min(BLOCK, neurons - column)
-        stop = column + count
-        total, slope = np.empty(BLOCK, grad_x.dtype), np.empty(BLOCK, grad_x.dtype)
-        rebuilt = np.empty(BLOCK, grad_x.dtype)
-        local = np.empty((steps, BLOCK), grad_x.dtype)  # adjoints, the last step first
-        for back in range(steps):
-            k = steps - 1 - back
-            for i in range(count):
-                total[i] = zero
-            add_history(total, weights, local, back, 0, count, min(back, limit))
-            h = rebuilt[:count]
-            if rebuild:
-                mark = marks[k, column:stop]
-                if back == 0:  # the newest row may have been overwritten by a potential set by hand
-                    after = v_last[column:stop]
-                    for i in range(count):
-                        h[i] = after[i] + (threshold if mark[i] else zero)
-                else:
-                    after, origin = rows[entering + k, column:stop], start[column:stop]
-                    for i in range(count):
-                        h[i] = (after[i] + origin[i]) + (threshold if mark[i] else zero)
-            else:
-                h[:] = h_seq[k, column:stop]
-            surrogate_slope(slope, h, count, threshold, kind, sharpness, one)
-            row = entering + k - first_handed
-            if 0 <= row < handed:
-                handed_on = grad_rows[row, column:stop]
-                for i in range(count):
-                    total[i] -= handed_on[i]
-            if back > 0:
-                ahead = local[back - 1]
-                for i in range(count):
-                    total[i] -= carried * ahead[i]
-            elif has_v:
-                into_v = grad_v[column:stop]
-                for i in range(count):
-                    total[i] -= into_v[i]
-            d = local[back]
-            if hard and detach:
-                for i in range(count):
-                    d[i] = -total[i] if h[i] < threshold else zero
-            elif hard:
-                for i in range(count):
-                    below = one if h[i] < threshold else zero
-                    d[i] = -(below + (reset - h[i]) * slope[i]) * total[i]
-            elif detach:
-                for i in range(count):
-                    d[i] = -total[i]
-            else:
-                for i in range(count):
-                    d[i] = (threshold * slope[i] - one) * total[i]
-            if has_s:
-                incoming = grad_s[k, column:stop]
-                for i in range(count):
-                    d[i] += slope[i] * incoming[i]
-            outgoing = grad_x[k, column:stop]
-            for i in range(count):
-                outgoing[i] = into_input * d[i]
-            if keep_delta:
-                adjoint = delta[k, column:stop]
-                for i in range(count):
-                    adjoint[i] = d[i]
+    elif kind == 7:
+        for i in range(count):
+            z = one + a * abs(h[i] - threshold)
+            slope[i] = one / (z * z)
+    elif kind == 8:
+        for i in range(count):
+            slope[i] = a if h[i] < threshold else -a
+    else:
+        for i in range(count):
+            slope[i] = one
 
 
 @njit(fastmath={"contract", "reassoc", "nsz"}, **_OPTIONS)
@@ -274,20 +427,152 @@ def _dot(a, b, count):
 
 
 @njit(**_OPTIONS)
-def weight_gradient(delta, rows, entering, limit, partial, first_block, last_block):
-    """``partial[block, m] = sum over the block and k of delta_k u_{k-1-m}``."""
-    steps, neurons = delta.shape
-    held = min(entering, limit)
-    shift = entering - held
-    for block in range(first_block, last_block):
-        column = block * BLOCK
-        count = min(BLOCK, neurons - column)
+def backward(
+    h_seq, rebuild, rows, start, v0, marks, v_last, entering, limit, plan, weights, gains, readout_t, decay,
+    inject_t, charge_slope, input_slope, rest, threshold, strict, hard, reset, detach, kind, sharpness, one,
+    grad_s, has_s, grad_v, has_v, grad_rows, first_handed, handed, grad_traces, has_grad_traces, x, levers,
+    keep_levers, with_input, grad_x, delta, keep_delta, tiles, first_tile, last_tile,
+):  # fmt: skip
+    """The adjoint recursion; ``grad_x`` and, if asked for, the adjoints ``delta`` of all steps.
+
+    With ``rebuild`` the charged potentials are not given but follow from what a soft reset left of them.
+    ``levers[tile]`` receives ``sum delta lever`` and ``sum delta x``, the parts of the derivatives to gain and
+    leak factor; ``lever = rest - v`` (``+ x`` with ``with_input``).
+    """
+    steps = grad_x.shape[0]
+    size, count_traces = readout_t.shape[2], decay.shape[0]
+    zero = one - one
+    total, slope = np.empty(TILE, grad_x.dtype), np.empty(TILE, grad_x.dtype)
+    rebuilt, lever = np.empty(TILE, grad_x.dtype), np.empty(TILE, grad_x.dtype)
+    # Minus what later blocks gave to each step's row; then the adjoint of the step itself.
+    into = np.empty((steps, TILE), grad_x.dtype)
+    spread = np.empty((size, TILE), grad_x.dtype)
+    z = np.empty((count_traces, TILE), grad_x.dtype)
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count
-        past = np.empty((held + steps, BLOCK), delta.dtype)
-        for r in range(held + steps):
-            past[r, :count] = rows[shift + r, column:stop]
+        w, gain = weights[channel], gains[channel]
+        carried = gain * charge_slope + (one - gain)
+        into_input = gain * input_slope
+        by_lever, by_input = 0.0, 0.0
         for k in range(steps):
-            adjoint = delta[k, column:stop]
-            end = held + k
-            for m in range(min(entering + k, limit)):
-                partial[block, m] += _dot(adjoint, past[end - 1 - m], count)
+            row = entering + k - first_handed
+            here = into[k]
+            if 0 <= row < handed:
+                handed_on = grad_rows[row, column:stop]
+                for i in range(count):
+                    here[i] = -handed_on[i]
+            else:
+                for i in range(count):
+                    here[i] = zero
+        for p in range(count_traces):
+            here = z[p]
+            if has_grad_traces:
+                there = grad_traces[p, column:stop]
+                for i in range(count):
+                    here[i] = -there[i]
+            else:
+                for i in range(count):
+                    here[i] = zero
+        for b in range(plan.shape[0] - 1, -1, -1):
+            first, last, place = plan[b, 0], plan[b, 1], plan[b, 2]
+            low, before, folds = plan[b, 3], plan[b, 4], plan[b, 5]
+            for k in range(last - 1, first - 1, -1):
+                d = into[k]
+                for i in range(count):
+                    total[i] = d[i]
+                add_history(total, w, into, k + 1, 1, count, min(last - 1 - k, limit))
+                h = rebuilt[:count]
+                if rebuild:
+                    mark = marks[k, column:stop]
+                    if k == steps - 1:  # the newest row may have been overwritten by a potential set by hand
+                        after = v_last[column:stop]
+                        for i in range(count):
+                            h[i] = after[i] + (threshold if mark[i] else zero)
+                    else:
+                        after, begun = rows[entering + k, column:stop], start[column:stop]
+                        for i in range(count):
+                            h[i] = (after[i] + begun[i]) + (threshold if mark[i] else zero)
+                else:
+                    h[:] = h_seq[k, column:stop]
+                surrogate_slope(slope, h, count, threshold, kind, sharpness, one)
+                if k < steps - 1:
+                    ahead = into[k + 1]
+                    for i in range(count):
+                        total[i] -= carried * ahead[i]
+                elif has_v:
+                    into_v = grad_v[column:stop]
+                    for i in range(count):
+                        total[i] -= into_v[i]
+                if hard:
+                    if strict:
+                        for i in range(count):
+                            rebuilt[i] = (one if h[i] <= threshold else zero) + (
+                                zero if detach else (reset - h[i]) * slope[i]
+                            )
+                    else:
+                        for i in range(count):
+                            rebuilt[i] = (one if h[i] < threshold else zero) + (
+                                zero if detach else (reset - h[i]) * slope[i]
+                            )
+                    for i in range(count):
+                        # A neuron that fired and was reset hands nothing on, also if what comes is not finite.
+                        d[i] = -rebuilt[i] * total[i] if rebuilt[i] != zero else zero
+                elif detach:
+                    for i in range(count):
+                        d[i] = -total[i]
+                else:
+                    for i in range(count):
+                        d[i] = (threshold * slope[i] - one) * total[i]
+                if has_s:
+                    incoming = grad_s[k, column:stop]
+                    for i in range(count):
+                        d[i] += slope[i] * incoming[i]
+                outgoing = grad_x[k, column:stop]
+                for i in range(count):
+                    outgoing[i] = into_input * d[i]
+                if keep_delta:
+                    adjoint = delta[k, column:stop]
+                    for i in range(count):
+                        adjoint[i] = d[i]
+                if keep_levers:
+                    given = x[k, column:stop]
+                    if k == 0:
+                        then = v0[column:stop]
+                        for i in range(count):
+                            lever[i] = rest - then[i]
+                    else:
+                        then, begun = rows[entering + k - 1, column:stop], start[column:stop]
+                        for i in range(count):
+                            lever[i] = rest - (then[i] + begun[i])
+                    if with_input:
+                        for i in range(count):
+                            lever[i] += given[i]
+                    by_lever += _dot(d, lever, count)
+                    by_input += _dot(d, given, count)
+            # What this block gave to the rows before it, as far as they belong to this run.
+            inside = max(low, entering)
+            steps_here = last - first
+            if low + before > inside:
+                add_lagged(
+                    into, inside - entering, low + before - inside, into, first, steps_here, w,
+                    place + low + before - 1 - inside, -1, count,
+                )  # fmt: skip
+            if count_traces:
+                add_product(z, 0, count_traces, into, first, steps_here, readout_t[channel], 0, place, count)
+            for n in range(folds):
+                spread[:, :count] = zero
+                add_product(spread, 0, size, z, 0, count_traces, inject_t, 0, 0, count)
+                top = low - (n + 1) * size - entering
+                for r in range(size):
+                    if top + r >= 0:
+                        here, there = into[top + r], spread[r]
+                        for i in range(count):
+                            here[i] += there[i]
+                for p in range(count_traces):
+                    here, keep = z[p], decay[p]
+                    for i in range(count):
+                        here[i] = keep * here[i]
+        if keep_levers:
+            levers[t, 0] = by_lever
+            levers[t, 1] = by_input

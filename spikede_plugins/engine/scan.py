@@ -33,6 +33,7 @@ from spikede_plugins.engine.blocks import (
     fold,
     handed_on,
     older,
+    past_gradients,
     spread_older,
     spread_traces,
     unfold,
@@ -212,13 +213,12 @@ def forward_pass(
     v_seq = empty((steps, *shape), v) if keep_v else None
     fired: Tensor | None = None
     folded: Tensor | None = None
-    if cpu.serves(neuron, past, x_seq, kernel.weights) and neuron.code is not None:
+    if cpu.serves(neuron, past, x_seq, kernel) and neuron.code is not None:
         fired = empty((steps, *shape), v, torch.uint8) if keep_fired else None
         spikes = empty((steps, *shape), v)
-        v = cpu.march(
-            neuron.code, params, x_seq, v, start, all_rows, entering, reach.limit or entering + steps,
-            kernel.gain, kernel.weights, spikes, h_seq, v_seq, fired,
-        )  # fmt: skip
+        v, folded = cpu.march(
+            neuron.code, params, past, x_seq, kernel, all_rows, entering, spikes, h_seq, v_seq, fired, log
+        )
     else:
         spikes, v, folded = _march(
             neuron, params, x_seq, v, start, traces, all_rows, entering, reach, channel_dim, kernel, log,
@@ -291,21 +291,18 @@ def backward_pass(
     """
     v_in, rows_in, start, traces, reach, channel_dim = past
     steps, shape = all_rows.shape[0] - entering, v_in.shape
-    limit = reach.limit or all_rows.shape[0]
     first_handed = handed_on(entering, steps, reach, traces is not None)[0]
     g = per_neuron(kernel.gain, shape, channel_dim)
-    fused = neuron.code is not None and not needs.start and grad_v_seq is None
-    if fused and cpu.serves(neuron, past, all_rows, kernel.weights) and neuron.code is not None:
-        grad_x: Tensor | None
-        beyond_x = bool(needs.v or needs.rows or needs.gain or needs.weights or any(needs.params))
-        grad_x, adjoints = cpu.adjoint(
-            neuron.code, params, charged, all_rows, start, entering, limit, kernel.gain, kernel.weights,
-            grad_s, grad_v, grad_rows, first_handed, beyond_x,
+    if (
+        neuron.code is not None
+        and not needs.start
+        and grad_v_seq is None
+        and cpu.serves(neuron, past, all_rows, kernel)
+    ):
+        return _fused_backward(
+            neuron.code, past, x_seq, kernel, params, charged, all_rows, entering, grad_s, grad_v, grad_rows,
+            first_handed, grad_traces, needs,
         )  # fmt: skip
-        if adjoints is None:
-            return Gradients(grad_x, None, None, None, None, None, None, None, (None,) * len(params))
-    else:
-        adjoints = None
 
     # Local derivatives of all steps at once.
     h_seq = charged if isinstance(charged, Tensor) else charged.charged(all_rows[entering:], start)
@@ -313,22 +310,14 @@ def backward_pass(
     differentiate = neuron.derivatives or _by_autograd(neuron, needs)
     local = differentiate(v_prev, x_seq, h_seq, params)
 
-    row_grad = grad_past = grad_traces_in = eta_seq = None
-    if adjoints is None:
-        delta, eta_seq, row_grad, grad_past, grad_traces_in = _recursion(
-            local, kernel, g, entering, past, h_seq, grad_s, grad_v, grad_rows, first_handed, grad_v_seq,
-            grad_traces, any(needs.params),
-        )  # fmt: skip
-    else:
-        delta = adjoints
-        if entering and (needs.v or needs.rows):
-            grad_past = _past_gradient(kernel.weights, delta, entering, limit, channel_dim)
-            if grad_rows is not None and first_handed < entering:
-                grad_past[first_handed:] += grad_rows[: entering - first_handed]
+    delta, eta_seq, row_grad, grad_past, grad_traces_in = _recursion(
+        local, kernel, g, entering, past, h_seq, grad_s, grad_v, grad_rows, first_handed, grad_v_seq,
+        grad_traces, any(needs.params),
+    )  # fmt: skip
 
     # What the rows of before received reaches through them and their start the state that came in.
     grad_v_in = grad_start = None
-    if needs.start and row_grad is not None:
+    if needs.start:
         grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
     if needs.v:
         grad_v_in = (g * _at(local.charge_slope, 0) + (1.0 - g)) * delta[0]
@@ -354,6 +343,58 @@ def backward_pass(
         grad_readout,
         grad_params,
     )
+
+
+def _fused_backward(
+    code: AffineCode, past: Past, x_seq: Tensor, kernel: Kernel, params: Sequence[Tensor],
+    charged: Tensor | SoftReset, all_rows: Tensor, entering: int, grad_s: Tensor | None,
+    grad_v: Tensor | None, grad_rows: Tensor | None, first_handed: int, grad_traces: Tensor | None,
+    needs: Needs,
+) -> Gradients:  # fmt: skip
+    """The same by the fused kernels, for an affine neuron; what they leave are products over delta."""
+    past_wanted = needs.v or needs.rows or needs.traces
+    weights_wanted = needs.weights or needs.readout
+    levers_wanted = needs.gain or any(needs.params)
+    grad_x, delta, levers = cpu.adjoint(
+        code, params, past, x_seq if levers_wanted else None, kernel, charged, all_rows, entering, grad_s,
+        grad_v, grad_rows, first_handed, grad_traces, past_wanted or weights_wanted,
+    )  # fmt: skip
+    grad_v_in = grad_past = grad_traces_in = grad_gain = grad_weights = grad_readout = None
+    grad_params: tuple[Tensor | None, ...] = (None,) * len(params)
+    leak = params[0].detach() if code.leak == "multiply" else kernel.gain.new_tensor(_leak_number(code))
+    if past_wanted and delta is not None:
+        grad_past, grad_traces_in = past_gradients(
+            kernel, delta, entering, past.traces, past.reach, past.channel_dim, grad_rows, first_handed,
+            grad_traces,
+        )  # fmt: skip
+        g = per_neuron(kernel.gain, past.v.shape, past.channel_dim)
+        grad_v_in = (g * (1.0 - leak) + (1.0 - g)) * delta[0]
+        grad_v_in = _plus(grad_v_in, None if grad_past is None else grad_past[-1])
+    if levers is not None:
+        through, direct = levers.unbind(1)
+        decayed = code.leak != "none" and code.decay_input
+        grad_gain = leak * through if decayed else leak * through + direct
+        if params:
+            grad_params = ((kernel.gain * through).sum().reshape(params[0].shape),)
+    if weights_wanted and delta is not None:
+        grad_weights, grad_readout = weight_gradients(
+            kernel, delta, all_rows, entering, past.traces, past.reach, past.channel_dim
+        )
+    return Gradients(
+        grad_x,
+        grad_v_in if needs.v else None,
+        grad_past[:-1] if needs.rows and grad_past is not None else None,
+        None,
+        grad_traces_in if needs.traces else None,
+        grad_gain,
+        grad_weights,
+        grad_readout,
+        grad_params,
+    )
+
+
+def _leak_number(code: AffineCode) -> float:
+    return 1.0 / code.tau if code.leak == "divide" else 0.0
 
 
 def _recursion(
@@ -466,7 +507,7 @@ class _Scan(torch.autograd.Function):
         kernel = kernel._replace(gain=gain, weights=weights, readout=readout)
         past, code = Past(v, rows, start, traces, reach, channel_dim), neuron.code
         # A soft reset loses nothing: the history, which exists anyway, and who fired give h back.
-        soft = code is not None and code.reset is None and cpu.serves(neuron, past, x_seq, weights)
+        soft = code is not None and code.reset is None and cpu.serves(neuron, past, x_seq, kernel)
         run = forward_pass(
             neuron, past, x_seq, kernel, params, log, keep_v=keep_v,
             keep_h=needs_grad and not soft, keep_fired=needs_grad and soft,
@@ -512,19 +553,6 @@ def _diagonal(out: Tensor, at: Tensor) -> Tensor:
         return torch.zeros_like(at)
     (found,) = torch.autograd.grad(out, at, torch.ones_like(out), retain_graph=True, allow_unused=True)
     return torch.zeros_like(at) if found is None else found
-
-
-def _past_gradient(
-    weights: Tensor, delta: Tensor, entering: int, limit: int, channel_dim: int | None
-) -> Tensor:
-    """``-sum_k W_{entering + k - j} delta_k`` for the rows j that were there before the first step."""
-    steps = delta.shape[0]
-    j = torch.arange(entering, device=delta.device).unsqueeze(1)
-    k = torch.arange(steps, device=delta.device).unsqueeze(0)
-    lag = entering + k - j
-    inside = lag <= min(limit, weights.shape[0])
-    matrix = weights[(lag - 1).clamp_max(weights.shape[0] - 1)] * inside.unsqueeze(-1)
-    return -combine(matrix, delta, channel_dim)
 
 
 def _sum_to(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
