@@ -1,11 +1,16 @@
-"""Memory for whole sequences, obtained in large pages where the system has them.
+"""Memory for whole sequences, in large pages where the system has them, and used again.
 
 An array of a layer over T steps is tens of megabytes and new at every pass. The system clears such memory
-page by page at the first write, 4 kB at a time, which can cost more than the arithmetic; asked for large
-pages, as NumPy asks, it clears 2 MB at a time.
+page by page at the first write, which can cost more than the arithmetic; asked for large pages, as NumPy asks,
+it clears 2 MB at a time. And memory that the last pass has let go of need not be cleared at all: up to 1 GiB of
+it is kept for the next (``SPIKEDE_BUFFER_MB`` in the environment sets another limit in MB, 0 none at all).
 """
 
 from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +18,49 @@ from torch import Tensor
 
 #: NumPy asks for large pages from here on.
 _LARGE = 1 << 22
+_UNIT = 1 << 20
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
+
+
+def _limit() -> int:
+    try:
+        return max(0, int(os.environ.get("SPIKEDE_BUFFER_MB", "1024"))) * _UNIT
+    except ValueError:
+        return 1024 * _UNIT
+
+
+#: Buffers nobody uses, by size. Only single, atomic operations: buffers come back whenever, in any thread.
+_unused: dict[int, deque[Any]] = {}
+
+
+def kept_bytes() -> int:
+    """How much memory is kept for the next pass."""
+    return sum(size * len(buffers) for size, buffers in list(_unused.items()))
+
+
+def release() -> None:
+    """Give the memory that is kept for the next pass back to the system."""
+    _unused.clear()
+
+
+class _Lease:
+    """A buffer in use; comes back when the last array in it is gone."""
+
+    def __init__(self, size: int) -> None:
+        try:
+            self.buffer = _unused[size].pop()
+        except (KeyError, IndexError):
+            self.buffer = np.empty(size, np.uint8)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self.buffer.__array_interface__  # type: ignore[no-any-return]
+
+    def __del__(self, limit: Any = _limit, unused: dict[int, deque[Any]] = _unused) -> None:
+        buffer = getattr(self, "buffer", None)
+        if buffer is not None and kept_bytes() + buffer.size <= limit():
+            unused.setdefault(buffer.size, deque()).append(buffer)
 
 
 def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -31,4 +77,6 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
         or torch.compiler.is_compiling()
     ):
         return torch.empty(shape, dtype=dtype, device=like.device)
-    return torch.from_numpy(np.empty(shape, _NUMPY[dtype]))
+    needed = count * dtype.itemsize
+    memory = np.asarray(_Lease(-(-needed // _UNIT) * _UNIT))
+    return torch.from_numpy(memory[:needed].view(_NUMPY[dtype])).view(shape)
