@@ -73,6 +73,10 @@ class Adapter(ABC):
     def operator(self, module: nn.Module) -> FractionalOperator:
         """The fractional operator (order, solver, memory, step size) of a fractional neuron."""
 
+    def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
+        """What runs this neuron, native or fractional, with this operator, as reports show it."""
+        return "torch"
+
     @abstractmethod
     def reset_state(self, module: nn.Module) -> None:
         """Put a native or fractional neuron's state back to its start, as the framework would."""

@@ -66,10 +66,11 @@ def convert_to_fractional(
     *,
     alpha: AlphaOption = 0.7,
     method: MethodOption = "gl",
-    memory: MemoryOption = "full",
+    memory: MemoryOption = "auto",
     step_size: float | Mapping[str, float] = 1.0,
     learn_alpha: bool | Mapping[str, bool] = False,
     memory_reset: str | Mapping[str, str] = "never",
+    checkpoint: int | None | Mapping[str, int | None] = None,
     include: PatternOption = None,
     exclude: PatternOption = None,
     strict: bool = True,
@@ -89,10 +90,14 @@ def convert_to_fractional(
             :class:`PerChannel` or :class:`MultiTerm`.
             A fixed 1 (at ``step_size`` 1) leaves the native neuron as it is.
         method: the solver: a name from :func:`available_solvers`, a solver object, or a mapping.
-        memory: ``"full"``, the length of a window in steps, a memory object, or a mapping.
+        memory: ``"auto"`` (every step, and from 128 steps on a compressed memory of constant size, where the
+            solver allows it), ``"full"`` (every step), ``"soe"`` or :class:`SumOfExponentials` (compressed),
+            the length of a window in steps, or a mapping.
         step_size: h in native steps, or a mapping.
         learn_alpha: make the order a trainable parameter that stays in (0, 1]; or a mapping.
         memory_reset: ``"never"``, or ``"spike"`` to forget a neuron's history when it fires; or a mapping.
+        checkpoint: in multi-step mode, keep the state at every so many steps and recompute the steps between
+            in backward: less memory for one more forward pass; or a mapping. None keeps every step.
         include: convert only the neurons selected by one of these patterns.
         exclude: leave the neurons selected by one of these patterns as they are.
         strict: if False, neurons without a fractional form are left as they are, with one
@@ -113,7 +118,9 @@ def convert_to_fractional(
             fractional already, or building the new neurons fails. The model is left as it was.
     """
     _check_flags(strict=strict, inplace=inplace)
-    settings = OperatorSettings.read(alpha, method, memory, step_size, learn_alpha, memory_reset)
+    settings = OperatorSettings.read(
+        alpha, method, memory, step_size, learn_alpha, memory_reset, checkpoint
+    )
     plan = _plan(check_model(model), settings, include, exclude, refuse=strict)
     unsupported = plan.report.unsupported
     if unsupported and not plan.report:
@@ -144,10 +151,11 @@ def plan_conversion(
     *,
     alpha: AlphaOption = 0.7,
     method: MethodOption = "gl",
-    memory: MemoryOption = "full",
+    memory: MemoryOption = "auto",
     step_size: float | Mapping[str, float] = 1.0,
     learn_alpha: bool | Mapping[str, bool] = False,
     memory_reset: str | Mapping[str, str] = "never",
+    checkpoint: int | None | Mapping[str, int | None] = None,
     include: PatternOption = None,
     exclude: PatternOption = None,
     strict: bool = True,
@@ -162,7 +170,9 @@ def plan_conversion(
         Whatever :func:`convert_to_fractional` raises for the same arguments, but UnsupportedNeuronError.
     """
     _check_flags(strict=strict, inplace=inplace)
-    settings = OperatorSettings.read(alpha, method, memory, step_size, learn_alpha, memory_reset)
+    settings = OperatorSettings.read(
+        alpha, method, memory, step_size, learn_alpha, memory_reset, checkpoint
+    )
     return _plan(check_model(model), settings, include, exclude).report
 
 
@@ -177,8 +187,10 @@ def conversion_report(model: nn.Module) -> ConversionReport:
         paths = tuple(neuron.paths)
         support = None if neuron.fractional else neuron.adapter.support(neuron.module)
         if support is None:
-            columns = operator_columns(neuron.adapter.operator(neuron.module))
-            rows.append(ReportRow(paths, neuron.kind, "converted", **columns))
+            operator = neuron.adapter.operator(neuron.module)
+            engine = neuron.adapter.engine(neuron.module, operator)
+            columns = operator_columns(operator)
+            rows.append(ReportRow(paths, neuron.kind, "converted", **columns, engine=engine))
         elif neuron.mark is not None:
             rows.append(ReportRow(paths, support.kind, "native", **neuron.mark))
         elif support.supported:
@@ -281,7 +293,9 @@ def _plan(
         if operator is not None:
             status: Status = "native" if operator.is_native else "converted"
             note = "" if operator.is_native else said.note
-            rows.append(ReportRow(paths, said.kind, status, **operator_columns(operator), note=note))
+            engine = "" if operator.is_native else neuron.adapter.engine(neuron.module, operator)
+            columns = operator_columns(operator)
+            rows.append(ReportRow(paths, said.kind, status, **columns, engine=engine, note=note))
         elif id(neuron) in asked:
             rows.append(ReportRow(paths, said.kind, "unsupported", note=said.reason))
         else:

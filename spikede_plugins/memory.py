@@ -102,7 +102,7 @@ class SumOfExponentials(Memory):
             raise OptionError(f"horizon must be at least 1 step, got {self.horizon}.")
 
     def describe(self) -> str:
-        return f"soe {self.tolerance:g} to {self.horizon} steps"
+        return f"soe to {self.horizon} steps"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class AutoMemory(SumOfExponentials):
     fold_at = AUTO_STEPS
 
     def describe(self) -> str:
-        return f"auto (full to {AUTO_STEPS} steps, then soe)"
+        return "auto"
 
 
 _WORDS = {"full": FullMemory, "soe": SumOfExponentials, "auto": AutoMemory}

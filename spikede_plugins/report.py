@@ -12,7 +12,7 @@ from spikede_plugins.engine import FractionalOperator
 
 Status = Literal["converted", "native", "unsupported", "excluded"]
 
-_COLUMNS = ("layer", "neuron", "status", "alpha", "method", "memory")
+_COLUMNS = ("layer", "neuron", "status", "alpha", "method", "memory", "engine")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ReportRow:
         status: ``"converted"``; ``"native"`` (alpha = 1: the native neuron is the fractional one);
             ``"unsupported"``; or ``"excluded"`` (left as it is by choice).
         alpha, method, memory: how it is converted; empty if it is not.
+        engine: what runs it on the CPU in multi-step mode, or at each step where there is no other.
         note: a reason or a remark.
     """
 
@@ -34,6 +35,7 @@ class ReportRow:
     alpha: str = ""
     method: str = ""
     memory: str = ""
+    engine: str = ""
     note: str = ""
 
     @property
@@ -46,9 +48,11 @@ def operator_columns(operator: FractionalOperator) -> dict[str, str]:
     method = operator.solver.name
     if operator.step_size != 1.0:
         method += f", h={operator.step_size:g}"
-    memory = operator.memory.describe()
+    memory = operator.memory_text()
     if operator.memory_reset != "never":
         memory += f", reset at {operator.memory_reset}"
+    if operator.checkpoint is not None:
+        memory += f", checkpoint {operator.checkpoint}"
     return {"alpha": operator.order.describe(), "method": method, "memory": memory}
 
 
@@ -108,7 +112,7 @@ class ConversionReport:
 def _cells(row: ReportRow) -> list[str]:
     paths = " = ".join(path or "(model)" for path in row.paths)
     status = "native (alpha = 1)" if row.status == "native" else row.status
-    return [paths, row.kind, status, row.alpha, row.method, row.memory]
+    return [paths, row.kind, status, row.alpha, row.method, row.memory, row.engine]
 
 
 def _remark(row: ReportRow, width: int) -> list[str]:

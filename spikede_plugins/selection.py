@@ -204,11 +204,13 @@ class OperatorSettings:
     step_size: Setting[Any]
     learn_alpha: Setting[bool]
     memory_reset: Setting[Any]
+    checkpoint: Setting[Any]
 
     @classmethod
     def read(
-        cls, alpha: Any, method: Any, memory: Any, step_size: Any, learn_alpha: Any, memory_reset: Any
-    ) -> OperatorSettings:
+        cls, alpha: Any, method: Any, memory: Any, step_size: Any, learn_alpha: Any, memory_reset: Any,
+        checkpoint: Any,
+    ) -> OperatorSettings:  # fmt: skip
         """Check every value before any model is looked at.
 
         Raises:
@@ -221,12 +223,15 @@ class OperatorSettings:
             Setting.read(step_size, "step_size", _unchecked),
             Setting.read(learn_alpha, "learn_alpha", _check_flag),
             Setting.read(memory_reset, "memory_reset", _unchecked),
+            Setting.read(checkpoint, "checkpoint", _unchecked),
         )
         probe = FractionalOrder(1.0)
         for steps in _values(settings.step_size):
             FractionalOperator(probe, get_solver("gl"), step_size=steps)
         for reset in _values(settings.memory_reset):
             FractionalOperator(probe, get_solver("gl"), memory_reset=reset)
+        for every in _values(settings.checkpoint):
+            FractionalOperator(probe, get_solver("gl"), checkpoint=every)
         return settings
 
     def check_patterns(self, neurons: Sequence[Paths]) -> None:
@@ -251,12 +256,14 @@ def _values(setting: Setting[T]) -> list[T]:
 
 
 def _build(
-    paths: Paths, alpha: Alpha, solver: Solver, memory: Any, step_size: Any, learn: bool, memory_reset: Any
-) -> FractionalOperator:
+    paths: Paths, alpha: Alpha, solver: Solver, memory: Any, step_size: Any, learn: bool, memory_reset: Any,
+    checkpoint: Any,
+) -> FractionalOperator:  # fmt: skip
     # Several terms are the gl scheme summed up: "gl" means the solver that does that.
     if isinstance(alpha, MultiTerm) and solver.name == "gl":
         solver = get_solver("glmulti")
     try:
-        return FractionalOperator(FractionalOrder(alpha, learn), solver, memory, step_size, memory_reset)
+        order = FractionalOrder(alpha, learn)
+        return FractionalOperator(order, solver, memory, step_size, memory_reset, checkpoint)
     except (OptionError, OptionTypeError, OrderError) as error:
         raise type(error)(f"{show(paths[0])}: {error}") from error

@@ -401,3 +401,48 @@ def test_copies_and_pickles_of_a_folded_state_continue_it():
         expected = whole(operator, neuron, x[90:], last, history)[1]
         copied = whole(copy.deepcopy(operator), neuron, x[90:], last, copy.deepcopy(history))[1]
     assert torch.equal(copied, expected)
+
+
+# -- less training memory -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 16, 37, 149])
+@pytest.mark.parametrize("case", ["gl", "l1, order a channel", "two terms"])
+@pytest.mark.parametrize("memory", ["full", "soe", 9])
+@pytest.mark.parametrize("reset", [None, 0.1])
+def test_recomputing_changes_neither_values_nor_gradients(engine, every, case, memory, reset):
+    plain, thrifty = make_operator(case, memory), make_operator(case, memory, checkpoint=every)
+    neuron = make_neuron(reset)
+    x, v = make_input()
+
+    def run(operator):
+        """Two calls, so that gradients pass through the state handed on."""
+        log = HistoryLog()
+        one = whole(operator, neuron, x[:100], v, FRESH, log)
+        two = whole(operator, neuron, x[100:], one[2], one[3], log)
+        return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]])
+
+    expected, found = run(plain), run(thrifty)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-12)
+    wanted = gradients(expected, [x, v, *plain.parameters()])
+    for a, b in zip(gradients(found, [x, v, *thrifty.parameters()]), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, float(b.abs().max())))
+
+
+def test_recomputing_keeps_few_states():
+    """Beside input and output: T/k states of P traces and fewer than 32 rows."""
+    operator, neuron = make_operator(memory="soe", learn=False, checkpoint=64), make_neuron()
+    x, v = make_input(640, (50,))
+    spikes, *_ = whole(operator, neuron, x, v.detach())
+    node = spikes.grad_fn
+    kept = [t.numel() for state in node.states[1:] for t in state]
+    traces = len(operator.kernel(640, v).decay)
+    assert sum(kept) <= 9 * (1 + 32 + traces) * 50
+    assert all(t.untyped_storage().nbytes() <= 8 * t.numel() for state in node.states[1:] for t in state)
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, OptionError), (2.5, OptionTypeError), (True, OptionTypeError)])
+def test_bad_checkpoints(value, error):
+    with pytest.raises(error, match="checkpoint"):
+        make_operator(checkpoint=value)

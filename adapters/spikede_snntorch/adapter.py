@@ -111,6 +111,9 @@ class SnnTorchAdapter(Adapter):
     def operator(self, module: nn.Module) -> FractionalOperator:
         return module.fractional  # type: ignore[return-value]
 
+    def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
+        return "torch, step by step"
+
     def reset_state(self, module: nn.Module) -> None:
         """Zeros, as ``reset_mem`` gives; this neuron only, where ``utils.reset`` reaches all of a class."""
         reset = getattr(module, "reset_mem", None)

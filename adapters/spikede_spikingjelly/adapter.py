@@ -8,7 +8,7 @@ from spikingjelly.activation_based import base, functional
 from torch import nn
 
 from spikede_plugins.adapter import Adapter, Support
-from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine import FractionalOperator, can_scan, cpu
 from spikede_plugins.errors import UnsupportedNeuronError
 from spikede_spikingjelly.node import FractionalNode
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
@@ -40,6 +40,15 @@ class SpikingJellyAdapter(Adapter):
 
     def operator(self, module: nn.Module) -> FractionalOperator:
         return _fractional(module).fractional
+
+    def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
+        dynamics = module.dynamics if isinstance(module, FractionalNode) else dynamics_of(module)
+        if dynamics is None or not can_scan(operator) or not dynamics.scannable(module):
+            return "torch, step by step"
+        cell = dynamics.elementwise(module)
+        if cell is None or cell.code is None:
+            return "torch"
+        return "torch (no numba)" if cpu.missing() else "fused CPU"
 
     def reset_state(self, module: nn.Module) -> None:
         if isinstance(module, base.MemoryModule):

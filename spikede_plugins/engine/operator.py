@@ -108,6 +108,8 @@ class FractionalOperator(nn.Module):
         memory: how many past states are summed.
         step_size: h in native steps (1 = the framework's own step).
         memory_reset: ``"never"``, or ``"spike"`` to forget a neuron's history when it fires.
+        checkpoint: a scan keeps its state every so many steps and recomputes the others in backward; None to
+            keep what backward needs of every step.
 
     Raises:
         OptionError: for a step size that is not finite and positive, an unknown ``memory_reset``, or
@@ -122,6 +124,7 @@ class FractionalOperator(nn.Module):
         memory: Memory | None = None,
         step_size: float = 1.0,
         memory_reset: str = "never",
+        checkpoint: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(step_size, bool) or not isinstance(step_size, (int, float)):
@@ -142,8 +145,13 @@ class FractionalOperator(nn.Module):
                 f"solver {getattr(solver, 'name', solver)!r} must derive from ExplicitSolver or "
                 "CorrectorSolver (spikede_plugins.solvers)."
             )
+        if checkpoint is not None and (isinstance(checkpoint, bool) or not isinstance(checkpoint, int)):
+            raise OptionTypeError(f"checkpoint must be a number of steps or None, got {checkpoint!r}.")
+        if checkpoint is not None and checkpoint < 1:
+            raise OptionError(f"checkpoint must be at least 1 step, got {checkpoint}; None keeps every step.")
         self.order = order
         self.solver = solver
+        self.checkpoint = checkpoint
         self.memory = memory if memory is not None else FullMemory()
         self.step_size = float(step_size)
         self.memory_reset = memory_reset
@@ -389,11 +397,12 @@ class FractionalOperator(nn.Module):
         """The memory for reports, with the number of traces and the error that was reached."""
         if self._nodes is None:
             return self.memory.describe()
-        traces = f"{len(self._nodes.rates)} traces, error {self._nodes.error:.0e}"
-        return f"{self.memory.describe()}, {traces}"
+        return f"{self.memory.describe()} ({len(self._nodes.rates)} traces, error {self._nodes.error:.0e})"
 
     def extra_repr(self) -> str:
         text = f"method={self.solver.name!r}, memory={self.memory_text()}"
         if self.step_size != 1.0:
             text += f", step_size={self.step_size}"
+        if self.checkpoint is not None:
+            text += f", checkpoint={self.checkpoint}"
         return text + (", memory_reset='spike'" if self.memory_reset == "spike" else "")

@@ -495,6 +495,17 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
+def rebuilds(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel) -> float | None:
+    """The threshold, where backward finds the charged potentials from the history and who fired.
+
+    A soft reset loses nothing; the history exists anyway.
+    """
+    code = neuron.code
+    if code is None or code.reset is not None or not cpu.serves(neuron, past, x_seq, kernel):
+        return None
+    return code.threshold
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -505,21 +516,20 @@ class _Scan(torch.autograd.Function):
         n = ctx.needs_input_grad
         needs_grad = any(n)
         kernel = kernel._replace(gain=gain, weights=weights, readout=readout)
-        past, code = Past(v, rows, start, traces, reach, channel_dim), neuron.code
-        # A soft reset loses nothing: the history, which exists anyway, and who fired give h back.
-        soft = code is not None and code.reset is None and cpu.serves(neuron, past, x_seq, kernel)
+        past = Past(v, rows, start, traces, reach, channel_dim)
+        soft = rebuilds(neuron, past, x_seq, kernel)
         run = forward_pass(
             neuron, past, x_seq, kernel, params, log, keep_v=keep_v,
-            keep_h=needs_grad and not soft, keep_fired=needs_grad and soft,
+            keep_h=needs_grad and soft is None, keep_fired=needs_grad and soft is not None,
         )  # fmt: skip
         if needs_grad:
             # What a neuron in closed form needs of its input is often nothing.
             wants_x = neuron.derivatives is None or n[11] or any(n[14:])
             x_kept = x_seq if wants_x else x_seq.new_empty(0)
-            h_kept = run.fired if soft else run.h_seq
-            ctx.threshold = code.threshold if soft and code is not None else None
+            h_kept, v_kept = (run.h_seq, v) if soft is None else (run.fired, run.v)
+            ctx.threshold = soft
             ctx.save_for_backward(
-                x_kept, v, start, traces, gain, weights, readout, h_kept, run.v if soft else v, *params
+                x_kept, v, start, traces, gain, weights, readout, h_kept, v_kept, *params
             )
             # Rows that are read in backward are never written again (see HistoryLog), so they need no
             # version check; saved as an alias, not as the output, so that no reference cycle forms.
@@ -604,9 +614,14 @@ def scan(
 
         return scan_op.compiled_scan(neuron, past, x_seq, kernel, keep_v)
     operator.warn_beyond_horizon(log.advance(known, x_seq.shape[0], folded))
-    spikes, v, rows, v_seq, traces = _Scan.apply(
-        neuron, kernel, past.reach, channel_dim, log, keep_v, x_seq, v, history.rows, start, history.traces,
-        kernel.gain, kernel.weights, kernel.readout, *neuron.params,
-    )  # fmt: skip
+    setting = (neuron, kernel, past.reach, channel_dim, log, keep_v)
+    numbers = (kernel.gain, kernel.weights, kernel.readout, *neuron.params)
+    given = (x_seq, v, history.rows, start, history.traces, *numbers)
+    if operator.checkpoint and operator.checkpoint < x_seq.shape[0] and torch.is_grad_enabled():
+        from spikede_plugins.engine.checkpoint import CheckpointedScan
+
+        spikes, v, rows, v_seq, traces = CheckpointedScan.apply(*setting, operator.checkpoint, *given)
+    else:
+        spikes, v, rows, v_seq, traces = _Scan.apply(*setting, *given)
     handed = History(rows, start, history.traces if traces is None else traces)
     return spikes, v, handed, v_seq if keep_v else None
