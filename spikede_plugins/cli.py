@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the order in (0, 1]; several for one a spiking layer; or PATTERN=A ... (default: 0.7)",
     )
     plan.add_argument("--method", default="gl", help="the solver, see 'spikede doctor' (default: gl)")
-    plan.add_argument("--memory", default="full", help="'full' or the length of a window (default: full)")
+    plan.add_argument(
+        "--memory", default="auto", help="'auto', 'full', 'soe' or the length of a window (default: auto)"
+    )
     plan.add_argument("--include", nargs="+", metavar="PATTERN", help="convert these only")
     plan.add_argument("--exclude", nargs="+", metavar="PATTERN", help="leave these as they are")
     plan.add_argument("--learn-alpha", action="store_true", help="make the order trainable")

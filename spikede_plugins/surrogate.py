@@ -85,7 +85,7 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(z: Tensor, name: str = "atan", alpha: float = 2.0, strict: bool = False) -> Tensor:
-    """1 where ``z >= 0`` (``strict``: ``z > 0``), else 0, in the dtype of ``z``; the gradient is the surrogate's slope.
+    """1 where ``z >= 0`` (``strict``: ``z > 0``), else 0, in the dtype of ``z``; its gradient is the slope.
 
     Raises:
         UnknownNameError: for an unknown surrogate.

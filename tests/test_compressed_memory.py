@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 import warnings
 
 import pytest
@@ -27,6 +28,7 @@ from spikede_plugins.engine import (
     forget_fired,
     scan,
 )
+from spikede_plugins.engine import history as history_module
 from spikede_plugins.errors import OptionError, OptionTypeError, SpikedeWarning
 from spikede_plugins.exponentials import BLOCK, EXACT, choose_nodes, coefficients
 from spikede_plugins.memory import as_memory
@@ -403,6 +405,41 @@ def test_copies_and_pickles_of_a_folded_state_continue_it():
     assert torch.equal(copied, expected)
 
 
+@pytest.mark.parametrize("memory", ["full", "soe"])
+def test_single_steps_of_a_scan_copy_no_history(memory, monkeypatch):
+    """The rows of all steps share few buffers, each twice the last: no O(T^2) copies, no O(T^2) memory."""
+    operator, neuron = make_operator(memory=memory, learn=False), make_neuron()
+    x, v = make_input(400, (5,))
+    made = []
+    plain = history_module.empty
+
+    def count(shape, like):
+        made.append(shape[0])
+        return plain(shape, like)
+
+    monkeypatch.setattr(history_module, "empty", count)
+    scanned_by_steps(operator, neuron, x, v.detach())
+    assert len(made) <= (8 if memory == "full" else 40)
+    assert sum(made) <= (4 * 400 if memory == "full" else 8 * 400)
+
+
+def test_steps_are_counted_with_their_state():
+    """Copies know how long they ran; an older state taken up again is no longer than it is."""
+    operator, neuron = make_operator(memory=SumOfExponentials(1e-6, 300), learn=False), make_neuron()
+    x, v = make_input(400, (5,))
+    log = HistoryLog()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, _, early, past = whole(operator, neuron, x[:200], v, FRESH, log)
+        _, _, v_late, late = whole(operator, neuron, x[200:290], early, past, log)
+        copies = [copy.deepcopy(log), pickle.loads(pickle.dumps(log))]
+        assert [copied.advance(copy.deepcopy(late).rows, 5, True) for copied in copies] == [295, 295]
+        for _ in range(3):  # not 290 + 3 * 90 steps
+            whole(operator, neuron, x[200:290], early, past, log)
+    with torch.no_grad(), pytest.warns(SpikedeWarning, match="horizon"):
+        whole(operator, neuron, x[290:310], v_late, late, copy.deepcopy(copies[0]))
+
+
 # -- less training memory -------------------------------------------------------------------------
 
 
@@ -442,7 +479,9 @@ def test_recomputing_keeps_few_states():
     assert all(t.untyped_storage().nbytes() <= 8 * t.numel() for state in node.states[1:] for t in state)
 
 
-@pytest.mark.parametrize(("value", "error"), [(0, OptionError), (2.5, OptionTypeError), (True, OptionTypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, OptionError), (2.5, OptionTypeError), (True, OptionTypeError)]
+)
 def test_bad_checkpoints(value, error):
     with pytest.raises(error, match="checkpoint"):
         make_operator(checkpoint=value)

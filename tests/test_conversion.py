@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -341,12 +342,13 @@ def test_a_plan_shows_everything_and_changes_nothing(framework):
 @each_framework
 def test_a_report_prints_as_a_table_or_where_that_is_too_wide_as_text(framework, monkeypatch):
     report = plan_conversion(framework.net(), alpha={"lif": 1.0, "*": 0.5})
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "150")
     kind = framework.native
     header, _, first, second, total = str(report).splitlines()
-    assert header.split() == ["layer", "neuron", "status", "alpha", "method", "memory"]
-    assert first.split() == ["lif", kind, "native", "(alpha", "=", "1)", "1", "gl", "full"]
-    assert second.split() == ["block.1", kind, "converted", "0.5", "gl", "full"]
+    assert header.split() == ["layer", "neuron", "status", "alpha", "method", "memory", "engine"]
+    memory = r"auto \(\d+ traces, error \de-\d+\)"  # the error that was measured when it was fitted
+    assert re.fullmatch(rf"lif +{kind} +native \(alpha = 1\) +1 +gl +{memory}", first)
+    assert re.fullmatch(rf"block\.1 +{kind} +converted +0\.5 +gl +{memory} +(torch|fused).*", second)
     assert header.index("status") == second.index("converted")
     assert total == "1 native, 1 converted"
     monkeypatch.setenv("COLUMNS", "40")

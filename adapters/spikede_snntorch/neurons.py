@@ -155,7 +155,8 @@ class FractionalNeuron(snn.SpikingNeuron):
         state["_buffers"] = {key: _without_graph(value) for key, value in self._buffers.items()}
         history = FRESH if past is None else past.history.each(Tensor.detach)
         # Rows are views of a longer buffer, which would be copied whole.
-        state["_carried"] = None if history.rows is None else history._replace(rows=history.rows.clone())
+        if past is not None and history.rows is not None:
+            state["_carried"] = Past(history._replace(rows=history.rows.clone()), past.log.copy())
         return {key: wrap(_without_graph(value)) for key, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -163,7 +164,7 @@ class FractionalNeuron(snn.SpikingNeuron):
         super().__setstate__({key: unwrap(value) for key, value in state.items()})
         _begin(self)
         if carried is not None:
-            self._pasts.add(self.mem, Past(History(*carried), HistoryLog()))
+            self._pasts.add(self.mem, carried)
 
     def __reduce__(self) -> Any:
         return _empty, (self.native_class,), self.__getstate__()

@@ -279,7 +279,8 @@ class LeakyAnalog(LeakyIntegrateAndFire):
         return parent is not None and getattr(native_class, name, None) is parent
 
     def _plain(self, node: Any) -> bool:
-        return node.step_mode == "m" and not node._store_v_seq and self.plain_sequences(node.native_class)
+        native = getattr(node, "native_class", type(node))  # reports ask before there is a fractional node
+        return node.step_mode == "m" and not node._store_v_seq and self.plain_sequences(native)
 
     def scannable(self, node: Any) -> bool:
         return self._plain(node) and super().scannable(node)  # act may be any callable

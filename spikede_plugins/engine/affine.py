@@ -84,10 +84,7 @@ def fire(
 ) -> tuple[Tensor, Tensor]:
     """Spike and potential after reset; ``surrogate`` is used in place of the named one."""
     z = h - code.threshold
-    if surrogate is None:
-        s = spike(z, code.surrogate, code.surrogate_alpha, code.strict)
-    else:
-        s = surrogate(z)
+    s = spike(z, code.surrogate, code.surrogate_alpha, code.strict) if surrogate is None else surrogate(z)
     held = s.detach() if code.detach_reset else s
     if code.reset is None:
         return s, h - held * code.threshold

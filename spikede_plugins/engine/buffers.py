@@ -1,9 +1,10 @@
 """Memory for whole sequences, in large pages where the system has them, and used again.
 
 An array of a layer over T steps is tens of megabytes and new at every pass. The system clears such memory
-page by page at the first write, which can cost more than the arithmetic; asked for large pages, as NumPy asks,
-it clears 2 MB at a time. And memory that the last pass has let go of need not be cleared at all: up to 1 GiB of
-it is kept for the next (``SPIKEDE_BUFFER_MB`` in the environment sets another limit in MB, 0 none at all).
+page by page at the first write, which can cost more than the arithmetic; asked for large pages, as NumPy
+asks, it clears 2 MB at a time. And memory that the last pass has let go of need not be cleared at all: up to
+1 GiB of it is kept for the next (``SPIKEDE_BUFFER_MB`` in the environment sets another limit in MB, 0 none at
+all).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A scan that keeps the state at every k-th step only and runs the steps between once more for backward.
 
-Of a sequence of T steps it keeps T/k states, a compressed memory's P traces and few rows each, and for the piece
-in hand what a scan keeps of k steps: O(T/k + k) instead of O(T), for one more forward pass. (The whole history
-of ``memory="full"`` is itself O(T), and kept.) The numbers are those of the scan in pieces, to the last bit.
+Of a sequence of T steps it keeps T/k states, a compressed memory's P traces and few rows each, and for the
+piece in hand what a scan keeps of k steps: O(T/k + k) instead of O(T), for one more forward pass. (The whole
+history of ``memory="full"`` is itself O(T), and kept.) The numbers are those of the scan in pieces, to the
+last bit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from spikede_plugins.engine.scan import (
     SoftReset,
     backward_pass,
     forward_pass,
+    plus,
     rebuilds,
 )
 
@@ -108,7 +110,7 @@ class CheckpointedScan(torch.autograd.Function):
             if grad_x is not None and found.x_seq is not None:
                 grad_x[piece] = found.x_seq
             parts = (found.start, found.gain, found.weights, found.readout, *found.params)
-            total = [b if a is None else a if b is None else a + b for a, b in zip(total, parts, strict=False)]
+            total = [plus(a, b) for a, b in zip(total, parts, strict=False)]
             grad_v, grad_rows, grad_traces = found.v, found.rows, found.traces
         return (
             *[None] * 7, grad_x, grad_v if n[8] else None, grad_rows if n[9] else None, total[0],

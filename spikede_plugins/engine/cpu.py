@@ -1,8 +1,8 @@
 """The fused CPU engine: the passes of the scan for affine neurons, by the kernels of ``cpu_kernels``.
 
 It serves float32 and float64 neurons whose :class:`AffineCode` names all they are, with one order or one a
-channel (where a channel's neurons lie together in memory), and every form of memory. Everything else goes to the
-torch passes, which compute the same numbers. It needs numba
+channel (where a channel's neurons lie together in memory), and every form of memory. Everything else goes to
+the torch passes, which compute the same numbers. It needs numba
 (``pip install "spikede-plugins[fast]"``) and compiles at first use, cached on disk. Threads follow
 ``torch.get_num_threads()``; they are Python threads of its own, safe beside others and after a fork.
 """
@@ -91,7 +91,7 @@ def _tiles(shape: torch.Size, channels: int, channel_dim: int | None) -> Any:
 
 
 def _plan(past: Past, entering: int, steps: int) -> Any:
-    """``[blocks, 6]``: the blocks of a run; a window is one block that looks back no further than its limit."""
+    """``[blocks, 6]``: the blocks of a run; a window is one block that looks back to its limit only."""
     if past.reach.limit:
         return np.array([[0, steps, entering, 0, 0, 0]], np.int64)
     return np.array(list(blocks(entering, steps, past.reach, past.traces is not None)), np.int64)
@@ -120,7 +120,8 @@ def _numbers(kernel: Kernel, traced: bool) -> _Numbers:
     weights, gain = kernel.weights.detach(), kernel.gain.detach()
     readout, decay, inject = kernel.readout, kernel.decay, kernel.inject
     if not traced or readout is None or decay is None or inject is None:
-        readout, decay, inject = weights.new_zeros(BLOCK, 0, 1), weights.new_zeros(0), weights.new_zeros(0, BLOCK)
+        readout, decay = weights.new_zeros(BLOCK, 0, 1), weights.new_zeros(0)
+        inject = weights.new_zeros(0, BLOCK)
     return _Numbers(
         weights.T.contiguous().numpy(), gain.contiguous().numpy(),
         readout.detach().permute(2, 0, 1).contiguous().numpy(), decay.numpy(), inject.contiguous().numpy(),
@@ -151,7 +152,8 @@ def _row(t: Tensor) -> Any:
 
 
 _NO_MARKS = torch.empty((0, 0), dtype=torch.uint8).numpy()
-#: Up to so many steps at a time read the sums over what is older than their block from where the first left them.
+#: Up to so many steps at a time read the sums over what is older than their block from where the first of the
+#: block left them.
 _FEW = 4
 
 

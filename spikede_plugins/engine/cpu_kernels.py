@@ -2,13 +2,14 @@
 
 A tile of neurons is small enough for its deviations ``u [rows, TILE]`` to live in the first caches, so memory
 is read and written once a neuron and step: input, spikes, charged potential and deviation forward; charged
-potential, incoming and outgoing gradient backward. The sums go by blocks of steps (``engine.blocks``): what is
-older than a block enters all its steps at once, as a product of small matrices, four rows by four in registers;
-the lags inside the block are summed step by step, eight at a time. Each number is summed in the same order
-whatever T is: one step at a time gives the same bits as all at once.
+potential, incoming and outgoing gradient backward. The sums go by blocks of steps (``engine.blocks``): what
+is older than a block enters all its steps at once, as a product of small matrices, four rows by four in
+registers; the lags inside the block are summed step by step, eight at a time. Each number is summed in the
+same order whatever T is: one step at a time gives the same bits as all at once.
 
 Only the sums may be contracted; charge, firing and reset keep the native rounding. The kernels run a range of
-tiles and hold no lock, so that any number of threads share the work. A tile is ``(first neuron, count, channel)``.
+tiles and hold no lock, so that any number of threads share the work. A tile is
+``(first neuron, count, channel)``.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def add_history(total, weights, rows, newest, step, count, lags):
 
 @njit(fastmath={"contract"}, **_OPTIONS)
 def add_lagged(out, first, n_out, rows, start, n_in, weights, base, sign, count):
-    """``out[first + o] += sum_j weights[base + sign (o - j)] rows[start + j]``, ``o < n_out``, ``j < n_in``."""
+    """``out[first + o] += sum_{j < n_in} weights[base + sign (o - j)] rows[start + j]``, ``o < n_out``."""
     o = 0
     while o + 4 <= n_out:
         a0, a1, a2, a3 = out[first + o], out[first + o + 1], out[first + o + 2], out[first + o + 3]
@@ -209,7 +210,7 @@ def charge(c, v, x, count, form, leak, rest):
 
 @njit(**_OPTIONS)
 def fold(traces, zero, decay, inject, rows, start, folds, known, count):
-    """``z <- decay z + inject rows`` for ``folds`` blocks of rows; ``known`` tells whether there were traces."""
+    """``z <- decay z + inject rows`` for ``folds`` blocks of rows; ``known``: whether there were traces."""
     size = inject.shape[1]
     for n in range(folds):
         for p in range(decay.shape[0]):
@@ -277,7 +278,6 @@ def forward(
     ``plan [blocks, 6]`` is ``engine.blocks``; ``room`` rows are the most that are held at a time. With
     ``has_base`` there is one block, and what is older than it is given.
     """
-    steps = x.shape[0]
     size, count_traces = given_base.shape[0], decay.shape[0]
     zero = one - one
     local = np.empty((room, TILE), x.dtype)
@@ -436,7 +436,7 @@ def backward(
     """The adjoint recursion; ``grad_x`` and, if asked for, the adjoints ``delta`` of all steps.
 
     With ``rebuild`` the charged potentials are not given but follow from what a soft reset left of them.
-    ``levers[tile]`` receives ``sum delta lever`` and ``sum delta x``, the parts of the derivatives to gain and
+    ``levers[tile]`` receives ``sum delta lever`` and ``sum delta x``, parts of the derivatives to gain and
     leak factor; ``lever = rest - v`` (``+ x`` with ``with_input``).
     """
     steps = grad_x.shape[0]
@@ -516,7 +516,7 @@ def backward(
                                 zero if detach else (reset - h[i]) * slope[i]
                             )
                     for i in range(count):
-                        # A neuron that fired and was reset hands nothing on, also if what comes is not finite.
+                        # What fired and was reset hands nothing on, also if what comes is not finite.
                         d[i] = -rebuilt[i] * total[i] if rebuilt[i] != zero else zero
                 elif detach:
                     for i in range(count):

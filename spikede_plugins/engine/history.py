@@ -54,6 +54,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
 
 
+def _address(t: Tensor) -> int:
+    try:
+        return t.data_ptr()
+    except RuntimeError:  # a tensor without memory: shapes only
+        return 0
+
+
 def _version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version  # inference tensors keep no count
 
@@ -71,6 +78,7 @@ class HistoryLog:
         self._version = 0
         self._base: _Base | None = None
         self._steps = 0
+        self._handed: int | None = None
         self._open: tuple[Tensor, OpenBlock] | None = None
 
     def reserve(self, history: Tensor, rows: int) -> tuple[Tensor, int]:
@@ -90,8 +98,8 @@ class HistoryLog:
                 if _version(buffer) != self._version:  # a user wrote into the history
                     self._base = None
                 return buffer, filled
-        # One row at a time asks for room to double; a whole sequence for what it needs.
-        spare = max(15, kept) if rows == 1 else 0
+        # What is continued will be continued again: room to double. A new sequence asks for what it needs.
+        spare = max(15, kept) if kept or rows == 1 else 0
         buffer = empty((kept + rows + spare, *history.shape[1:]), history)
         buffer[:kept] = history.detach()
         return buffer, kept
@@ -137,19 +145,33 @@ class HistoryLog:
         """Keep the sums over the rows before a block for the other steps of that block."""
         self._base = _Base(rows, traces, source, base)
 
-    def advance(self, known: int, steps: int, folded: bool) -> int:
-        """Count: ``steps`` more steps behind ``known`` rows; how many there are since the start.
+    def advance(self, rows: Tensor | None, steps: int, folded: bool) -> int:
+        """Count: how many steps there are since the start after ``steps`` more behind these rows.
 
-        Once rows were folded, their number is known only here.
+        Once rows were folded, their number is known only here, and only of the state that was handed on
+        last (or of its copy): of any other state, at least as many are known as it has rows.
         """
-        self._steps = (max(self._steps, known) if folded else known) + steps
+        known = 0 if rows is None else rows.shape[0] + 1
+        if folded and rows is not None and self._handed in (None, _address(rows)):
+            known = max(known, self._steps)
+        self._steps = known + steps
         return self._steps
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> HistoryLog:
-        return HistoryLog()
+    def hand_on(self, rows: Tensor) -> None:
+        """These rows are the newest state; the steps that were counted are its."""
+        self._handed = _address(rows)
 
-    def __reduce__(self) -> tuple[type[HistoryLog], tuple[()]]:
-        return HistoryLog, ()
+    def copy(self) -> HistoryLog:
+        """The log for a copy of the newest state: no buffers, but the number of its steps."""
+        new = HistoryLog()
+        new._steps = self._steps
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HistoryLog:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[type[HistoryLog], tuple[()], dict[str, int]]:
+        return HistoryLog, (), {"_steps": self._steps}
 
 
 def _split(shape: torch.Size, channel_dim: int | None) -> tuple[int, int, int]:

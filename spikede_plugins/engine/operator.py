@@ -338,6 +338,8 @@ class FractionalOperator(nn.Module):
                 )
             self.memory = FullMemory()
             return None
+        if self.is_native:
+            return None
         horizon = fit_horizon(memory.horizon)
         numbers = [t.detach() for t in self._learnable()]
         if self.order.channel_dim is not None:  # nodes that serve some of many orders serve those between

@@ -321,7 +321,7 @@ def backward_pass(
         grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
     if needs.v:
         grad_v_in = (g * _at(local.charge_slope, 0) + (1.0 - g)) * delta[0]
-        grad_v_in = _plus(grad_v_in, None if grad_past is None else grad_past[-1])
+        grad_v_in = plus(grad_v_in, None if grad_past is None else grad_past[-1])
 
     grad_gain = grad_weights = grad_readout = None
     if needs.gain:
@@ -369,7 +369,7 @@ def _fused_backward(
         )  # fmt: skip
         g = per_neuron(kernel.gain, past.v.shape, past.channel_dim)
         grad_v_in = (g * (1.0 - leak) + (1.0 - g)) * delta[0]
-        grad_v_in = _plus(grad_v_in, None if grad_past is None else grad_past[-1])
+        grad_v_in = plus(grad_v_in, None if grad_past is None else grad_past[-1])
     if levers is not None:
         through, direct = levers.unbind(1)
         decayed = code.leak != "none" and code.decay_input
@@ -489,7 +489,7 @@ def _by_autograd(neuron: ElementwiseNeuron, needs: Needs) -> Derivatives:
     return derivatives
 
 
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
@@ -613,7 +613,7 @@ def scan(
         from spikede_plugins.engine import scan_op
 
         return scan_op.compiled_scan(neuron, past, x_seq, kernel, keep_v)
-    operator.warn_beyond_horizon(log.advance(known, x_seq.shape[0], folded))
+    operator.warn_beyond_horizon(log.advance(history.rows, x_seq.shape[0], folded))
     setting = (neuron, kernel, past.reach, channel_dim, log, keep_v)
     numbers = (kernel.gain, kernel.weights, kernel.readout, *neuron.params)
     given = (x_seq, v, history.rows, start, history.traces, *numbers)
@@ -623,5 +623,6 @@ def scan(
         spikes, v, rows, v_seq, traces = CheckpointedScan.apply(*setting, operator.checkpoint, *given)
     else:
         spikes, v, rows, v_seq, traces = _Scan.apply(*setting, *given)
+    log.hand_on(rows)
     handed = History(rows, start, history.traces if traces is None else traces)
     return spikes, v, handed, v_seq if keep_v else None

@@ -116,7 +116,7 @@ class Step:
         self.kernel = operator.kernel(self.past, v, self.traces is not None)
         self.sums: tuple[Tensor, ...] | None = None
         if not torch.compiler.is_compiling():
-            operator.warn_beyond_horizon(log.advance(self.past, 1, self.traces is not None))
+            operator.warn_beyond_horizon(log.advance(rows, 1, self.traces is not None))
         if rows is None or self.start is None:
             self.start = None
             self.rows = v.detach().new_empty((0, *v.shape))
@@ -125,6 +125,8 @@ class Step:
         block = next(blocks(self.past, 1, operator.reach(), self.traces is not None))
         simple = self.corrector or self.forgets or operator.reach().limit or torch.compiler.is_compiling()
         (self._whole_sum if simple else self._blocked_sum)(rows, u, block, log)
+        if not torch.compiler.is_compiling():
+            log.hand_on(self.rows)
 
     def _whole_sum(self, rows: Tensor, u: Tensor, block: Block, log: HistoryLog) -> None:
         """The sum over all rows at every step: windows, correctors, forgetful neurons, captured graphs."""
