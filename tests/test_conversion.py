@@ -347,7 +347,7 @@ def test_a_report_prints_as_a_table_or_where_that_is_too_wide_as_text(framework,
     header, _, first, second, total = str(report).splitlines()
     assert header.split() == ["layer", "neuron", "status", "alpha", "method", "memory", "engine"]
     memory = r"auto \(\d+ traces, error \de-\d+\)"  # the error that was measured when it was fitted
-    assert re.fullmatch(rf"lif +{kind} +native \(alpha = 1\) +1 +gl +{memory}", first)
+    assert re.fullmatch(rf"lif +{kind} +native \(alpha = 1\) +1 +gl +auto", first)
     assert re.fullmatch(rf"block\.1 +{kind} +converted +0\.5 +gl +{memory} +(torch|fused).*", second)
     assert header.index("status") == second.index("converted")
     assert total == "1 native, 1 converted"
