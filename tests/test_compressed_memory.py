@@ -104,6 +104,7 @@ def gradients(outputs, inputs):
 def engine(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(cpu, "serves", lambda *_: False)
+        monkeypatch.setattr(cpu, "serves_steps", lambda *_: False)
     elif cpu.missing():
         pytest.skip(cpu.missing())
 

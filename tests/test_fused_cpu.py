@@ -35,6 +35,7 @@ def both_engines(monkeypatch, run):
     fused = run()
     with monkeypatch.context() as patch:
         patch.setattr(cpu, "serves", lambda *_: False)
+        patch.setattr(cpu, "serves_steps", lambda *_: False)
         return fused, run()
 
 

@@ -96,7 +96,8 @@ class FractionalNeuron(snn.SpikingNeuron):
                 past = Past(FRESH, HistoryLog())
             mem = self.mem = mem.to(state_dtype(mem))
             history = _like(past.history, mem)
-            self._step = Step(self.fractional, mem, history, past.log)
+            twice = self.reset_mechanism == "zero"  # some neurons then charge from two membranes
+            self._step = Step(self.fractional, mem, history, past.log, several=twice)
             self._past = Past(history, past.log)
         return super().mem_reset(mem)
 

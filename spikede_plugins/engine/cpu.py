@@ -10,12 +10,8 @@ the torch passes, which compute the same numbers. It needs numba
 from __future__ import annotations
 
 import importlib.util
-import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,10 +20,12 @@ from torch import Tensor
 
 from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.engine.buffers import empty
+from spikede_plugins.engine.threads import in_tiles
 from spikede_plugins.exponentials import BLOCK
 
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
+    from spikede_plugins.engine.blocks import Block
     from spikede_plugins.engine.history import HistoryLog
     from spikede_plugins.engine.operator import Kernel
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
@@ -80,6 +78,7 @@ def _behind(shape: torch.Size, channel_dim: int | None) -> int:
     return shape.numel() if channel_dim is None else shape[channel_dim + 1 :].numel()
 
 
+@lru_cache(64)
 def _tiles(shape: torch.Size, channels: int, channel_dim: int | None) -> Any:
     """``[tiles, 3]``: first neuron, count and channel of each."""
     size, total = _kernels().TILE, shape.numel()
@@ -107,24 +106,37 @@ def _room(plan: Any, entering: int) -> int:
 
 
 class _Numbers(NamedTuple):
-    """A kernel as arrays: weights ``[S, n]``, gain ``[S]``, readout ``[S, BLOCK, P]``, decay, inject."""
+    """A kernel as arrays: weights ``[S, n]``, gain ``[S]``, readout ``[S, BLOCK, P]``, decay, inject.
+
+    And of two of them the transposed, which the adjoint takes.
+    """
 
     weights: Any
     gain: Any
     readout: Any
     decay: Any
     inject: Any
+    readout_t: Any
+    inject_t: Any
 
 
 def _numbers(kernel: Kernel, traced: bool) -> _Numbers:
+    kept: dict[bool, _Numbers] = {} if kernel.source is None else kernel.source.arrays
+    if traced not in kept:
+        kept[traced] = _arrays(kernel, traced)
+    return kept[traced]
+
+
+def _arrays(kernel: Kernel, traced: bool) -> _Numbers:
     weights, gain = kernel.weights.detach(), kernel.gain.detach()
     readout, decay, inject = kernel.readout, kernel.decay, kernel.inject
     if not traced or readout is None or decay is None or inject is None:
         readout, decay = weights.new_zeros(BLOCK, 0, 1), weights.new_zeros(0)
         inject = weights.new_zeros(0, BLOCK)
+    read, into = readout.detach().permute(2, 0, 1).contiguous().numpy(), inject.contiguous().numpy()
     return _Numbers(
-        weights.T.contiguous().numpy(), gain.contiguous().numpy(),
-        readout.detach().permute(2, 0, 1).contiguous().numpy(), decay.numpy(), inject.contiguous().numpy(),
+        weights.T.contiguous().numpy(), gain.contiguous().numpy(), read, decay.numpy(), into,
+        np.ascontiguousarray(read.transpose(0, 2, 1)), np.ascontiguousarray(into.T),
     )  # fmt: skip
 
 
@@ -179,7 +191,7 @@ def march(
     flat_rows = rows.view(rows.shape[0], -1).numpy()
     folded = None
     if plan[:, 5].any():
-        folded = torch.empty((len(numbers.decay), *v.shape), dtype=v.dtype)
+        folded = empty((len(numbers.decay), *v.shape), v)
     nothing = x[:0]
     old = nothing if traces is None else _flat(traces, traces.shape[0])
     new = nothing if folded is None else folded.view(len(numbers.decay), -1).numpy()
@@ -192,11 +204,11 @@ def march(
         known, in_use = rows[low : low + before], traces if folded is None else folded
         kept = log.base(known, in_use, kernel.source) if place else None
         if kept is None:
-            kept = torch.empty((BLOCK, *v.shape), dtype=v.dtype)
+            kept = empty((BLOCK, *v.shape), v)
             in_tiles(
                 k.begin, tiles, v.numel() * BLOCK * (before + len(numbers.decay)),
                 flat_rows, plan[0], old, traces is not None, numbers.weights, numbers.readout, numbers.decay,
-                numbers.inject, kept.view(BLOCK, -1).numpy(), new,
+                numbers.inject, number(1.0), kept.view(BLOCK, -1).numpy(), new,
             )  # fmt: skip
             log.keep_base(known, in_use, kernel.source, kept)
         base = kept.view(BLOCK, -1).numpy()
@@ -269,8 +281,8 @@ def adjoint(
         _NO_MARKS if isinstance(charged, Tensor) else _flat(charged.fired, steps),
         nothing.reshape(-1) if isinstance(charged, Tensor) else _row(charged.v),
         entering, past.reach.limit or rows.shape[0], plan, numbers.weights, numbers.gain,
-        np.ascontiguousarray(numbers.readout.transpose(0, 2, 1)), numbers.decay,
-        np.ascontiguousarray(numbers.inject.T), number(1.0 - leak), number(leak if decayed else 1.0),
+        numbers.readout_t, numbers.decay, numbers.inject_t, number(1.0 - leak),
+        number(leak if decayed else 1.0),
         number(code.rest), number(code.threshold), code.strict, code.reset is not None,
         number(code.reset or 0.0), code.detach_reset, k.SURROGATES.index(code.surrogate),
         number(code.surrogate_alpha), number(1.0),
@@ -289,56 +301,104 @@ def adjoint(
     return Adjoint(grad_x, delta, torch.from_numpy(found).to(like.dtype))
 
 
-# -- threads --------------------------------------------------------------------------------------
-
-#: Below this many multiply-adds a second thread costs more than it saves.
-_WORTH_A_THREAD = 200_000
-
-_pool_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+# -- single steps ---------------------------------------------------------------------------------
 
 
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    with _pool_lock:
-        if _pool is None or _pool_size < count:
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="spikede"), count
-        return _pool
+def serves_steps(shape: torch.Size, like: Tensor, kernel: Kernel, channel_dim: int | None) -> bool:
+    """Whether the kernels take single steps ``shape`` of any neuron, in the dtype of ``like``."""
+    return (
+        like.device.type == "cpu"
+        and like.dtype in (torch.float32, torch.float64)
+        and kernel.weights.dtype == like.dtype
+        and (kernel.gain.shape[-1] == 1 or _behind(shape, channel_dim) >= _NARROW)
+        and shape.numel() > 0
+        and not missing()
+        and not torch.compiler.is_compiling()
+        and type(like) is Tensor
+    )
 
 
-def _after_fork() -> None:
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()  # threads do not survive a fork
+def begin(
+    kernel: Kernel, block: Block, rows: Tensor, traces: Tensor | None, channel_dim: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Minus the sums of a block's steps over what is older, ``[B, *shape]``; the traces, if it folds."""
+    k, shape = _kernels(), rows.shape[1:]
+    numbers = _numbers(kernel, traces is not None or block.folds > 0)
+    flat = _flat(rows, rows.shape[0])
+    nothing = flat[:0]
+    base = empty((BLOCK, *shape), rows)
+    folded = empty((len(numbers.decay), *shape), rows) if block.folds else None
+    in_tiles(
+        k.begin, _tiles(shape, kernel.gain.shape[-1], channel_dim),
+        shape.numel() * BLOCK * (rows.shape[0] + len(numbers.decay)),
+        flat, np.array(block, np.int64), nothing if traces is None else _flat(traces, traces.shape[0]),
+        traces is not None, numbers.weights, numbers.readout, numbers.decay, numbers.inject,
+        numbers.weights.dtype.type(-1.0), base.view(BLOCK, -1).numpy(),
+        nothing if folded is None else folded.view(len(numbers.decay), -1).numpy(),
+    )  # fmt: skip
+    return base, folded
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def begin_adjoint(
+    kernel: Kernel, block: Block, shape: torch.Size, traced: bool, delta: Tensor, into_rows: Tensor | None,
+    into_traces: Tensor | None, channel_dim: int | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The gradients of the rows ``shape`` and of the traces that :func:`begin` got."""
+    k, numbers = _kernels(), _numbers(kernel, traced)
+    flat = _flat(delta, BLOCK)
+    nothing = flat[:0]
+    grad_rows = empty(tuple(shape), delta)
+    grad_traces = empty((len(numbers.decay), *shape[1:]), delta) if traced else None
+    in_tiles(
+        k.begin_adjoint, _tiles(shape[1:], kernel.gain.shape[-1], channel_dim),
+        shape[1:].numel() * BLOCK * (shape[0] + 2 * len(numbers.decay)),
+        flat, np.array(block, np.int64),
+        nothing if into_rows is None else _flat(into_rows, into_rows.shape[0]), into_rows is not None,
+        nothing if into_traces is None else _flat(into_traces, into_traces.shape[0]), into_traces is not None,
+        numbers.weights, numbers.readout_t, numbers.decay, numbers.inject_t,
+        grad_rows.view(shape[0], -1).numpy(),
+        nothing if grad_traces is None else grad_traces.view(len(numbers.decay), -1).numpy(),
+    )  # fmt: skip
+    return grad_rows, grad_traces
 
 
-def in_tiles(kernel: Callable[..., None], tiles: Any, work: int, *arguments: Any) -> None:
-    """Run ``kernel`` over all tiles, shared among ``torch.get_num_threads()`` threads."""
-    count = len(tiles)
-    threads = min(torch.get_num_threads(), count, 1 + work // _WORTH_A_THREAD)
-    if threads <= 1:
-        kernel(*arguments, tiles, 0, count)
-        return
-    # A few pieces a thread: one that is held up does not hold up all.
-    pieces = min(count, 4 * threads)
-    bounds = [count * i // pieces for i in range(pieces + 1)]
-    pool = _workers(threads - 1)
-    remaining = iter(list(pairwise(bounds)))
-    lock = threading.Lock()
+def step(
+    kernel: Kernel, place: int, charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor,
+    rows: Tensor, minus: Tensor, keep_sum: bool, channel_dim: int | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The charged potential of a step of a block and minus its memory sum; writes the newest of ``rows``."""
+    k, numbers = _kernels(), _numbers(kernel, False)
+    number = numbers.weights.dtype.type
+    h = torch.empty(v.shape, dtype=v.dtype)
+    total = torch.empty(v.shape, dtype=v.dtype) if keep_sum else None
+    at_v, c = _row(v), _row(charged.to(v.dtype))
+    zero = not any(start.stride())  # see Step.charge
+    in_tiles(
+        k.step, _tiles(v.shape, kernel.gain.shape[-1], channel_dim), v.numel() * (place + 4),
+        c, at_v, at_v if origin is None else _row(origin),
+        at_v if zero else _row(start), not zero, rows.view(place, v.numel()).numpy(),
+        _row(minus[place]), numbers.weights, numbers.gain - number(1.0), h.view(-1).numpy(),
+        h.view(-1).numpy() if total is None else total.view(-1).numpy(), keep_sum,
+    )  # fmt: skip
+    return h, total
 
-    def take() -> None:
-        while True:
-            with lock:
-                piece = next(remaining, None)
-            if piece is None:
-                return
-            kernel(*arguments, tiles, *piece)
 
-    others = [pool.submit(take) for _ in range(threads - 1)]
-    take()
-    for other in others:
-        other.result()
+def step_adjoint(
+    kernel: Kernel, place: int, d: Tensor, own: Tensor, delta: Tensor, late: Tensor | None, apart: bool,
+    channel_dim: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Adds ``own`` to its place in ``delta``; gradients of charged, v and, with ``apart``, the origin."""
+    k, numbers = _kernels(), _numbers(kernel, False)
+    number = numbers.weights.dtype.type
+    grad_c, grad_v = (torch.empty(d.shape, dtype=d.dtype) for _ in range(2))
+    grad_origin = torch.empty(d.shape, dtype=d.dtype) if apart else None
+    into_v = grad_v.view(-1).numpy()
+    at_d = _row(d)
+    in_tiles(
+        k.step_adjoint, _tiles(d.shape, kernel.gain.shape[-1], channel_dim), d.numel() * (BLOCK - place + 4),
+        at_d, at_d if own is d else _row(own), delta.view(BLOCK, -1).numpy(), place,
+        at_d if late is None else _row(late), late is not None, numbers.weights, numbers.gain, number(1.0),
+        grad_c.view(-1).numpy(), into_v, into_v if grad_origin is None else grad_origin.view(-1).numpy(),
+        apart,
+    )  # fmt: skip
+    return grad_c, grad_v, grad_origin

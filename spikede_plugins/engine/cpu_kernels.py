@@ -235,10 +235,10 @@ def load(local, rows, first, last, column, count):
 
 @njit(**_OPTIONS)
 def begin(
-    rows, block, traces, has_traces, weights, readout, decay, inject, base, new_traces, tiles, first_tile,
-    last_tile,
+    rows, block, traces, has_traces, weights, readout, decay, inject, sign, base, new_traces, tiles,
+    first_tile, last_tile,
 ):  # fmt: skip
-    """Fold where a block says so; ``base [BLOCK, N]``: for each of its steps the sum over what is older."""
+    """Fold where a block says so; ``base [BLOCK, N]``: sign times its steps' sums over what is older."""
     low, before, folds = block[3], block[4], block[5]
     size, count_traces = base.shape[0], decay.shape[0]
     held = folds * size
@@ -259,12 +259,153 @@ def begin(
         for o in range(size):
             there, here = base[o, column : column + count], out[o]
             for i in range(count):
-                there[i] = here[i]
+                there[i] = sign * here[i]
         if folds:
             for p in range(count_traces):
                 there, here = new_traces[p, column : column + count], z[p]
                 for i in range(count):
                     there[i] = here[i]
+
+
+@njit(**_OPTIONS)
+def begin_adjoint(
+    delta, block, into_rows, has_rows, into_traces, has_traces_in, weights, readout_t, decay, inject_t,
+    grad_rows, grad_traces, tiles, first_tile, last_tile,
+):  # fmt: skip
+    """The adjoint of :func:`begin`: from the adjoints of the steps of a block to what is older than it."""
+    before, folds = block[4], block[5]
+    size, count_traces, traced = delta.shape[0], decay.shape[0], grad_traces.shape[0] > 0
+    held = folds * size
+    given, spread = np.empty((size, TILE), delta.dtype), np.empty((size, TILE), delta.dtype)
+    # Minus the gradients, as in backward.
+    out, z = np.empty((held + before, TILE), delta.dtype), np.empty((count_traces, TILE), delta.dtype)
+    zero = np.zeros(1, delta.dtype)[0]
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        stop = column + count
+        load(given, delta, 0, size, column, count)
+        for r in range(held + before):
+            here = out[r]
+            if has_rows and r >= held:
+                there = into_rows[r - held, column:stop]
+                for i in range(count):
+                    here[i] = -there[i]
+            else:
+                for i in range(count):
+                    here[i] = zero
+        add_lagged(out, held, before, given, 0, size, weights[channel], before - 1, -1, count)
+        if traced:
+            for p in range(count_traces):
+                here = z[p]
+                if has_traces_in:
+                    there = into_traces[p, column:stop]
+                    for i in range(count):
+                        here[i] = -there[i]
+                else:
+                    for i in range(count):
+                        here[i] = zero
+            add_product(z, 0, count_traces, given, 0, size, readout_t[channel], 0, 0, count)
+            for n in range(folds):
+                spread[:, :count] = zero
+                add_product(spread, 0, size, z, 0, count_traces, inject_t, 0, 0, count)
+                top = held - (n + 1) * size
+                for r in range(size):
+                    here, there = out[top + r], spread[r]
+                    for i in range(count):
+                        here[i] += there[i]
+                for p in range(count_traces):
+                    here, keep = z[p], decay[p]
+                    for i in range(count):
+                        here[i] = keep * here[i]
+            for p in range(count_traces):
+                there, here = grad_traces[p, column:stop], z[p]
+                for i in range(count):
+                    there[i] = -here[i]
+        for r in range(held + before):
+            there, here = grad_rows[r, column:stop], out[r]
+            for i in range(count):
+                there[i] = -here[i]
+
+
+@njit(**_OPTIONS)
+def step(
+    charged, v, origin, start, has_start, rows, minus, weights, brackets, h, total, keep_total, tiles,
+    first_tile, last_tile,
+):  # fmt: skip
+    """One step of a block: writes the newest of its ``rows``, the charged potential, and minus the sum."""
+    lags = rows.shape[0]
+    local, known = np.empty((lags, TILE), h.dtype), np.empty(TILE, h.dtype)
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        stop = column + count
+        older, bracket = minus[column:stop], brackets[channel]
+        for i in range(count):
+            known[i] = -older[i]
+        if lags:
+            load(local, rows, 0, lags - 1, column, count)
+            kept, newest = local[lags - 1], rows[lags - 1, column:stop]
+            now = v[column:stop]
+            if has_start:
+                begun = start[column:stop]
+                for i in range(count):
+                    kept[i] = now[i] - begun[i]
+            else:
+                for i in range(count):
+                    kept[i] = now[i]
+            for i in range(count):
+                newest[i] = kept[i]
+            add_history(known, weights[channel], local, lags - 1, -1, count, lags)
+        c, out, then = charged[column:stop], h[column:stop], origin[column:stop]
+        for i in range(count):
+            out[i] = c[i] + bracket * (c[i] - then[i]) - known[i]
+        if keep_total:
+            there = total[column:stop]
+            for i in range(count):
+                there[i] = -known[i]
+
+
+@njit(**_OPTIONS)
+def step_adjoint(
+    d, own, delta, place, late, has_late, weights, gains, one, grad_c, grad_v, grad_origin, apart, tiles,
+    first_tile, last_tile,
+):  # fmt: skip
+    """The adjoint of :func:`step`; ``delta [BLOCK, N]`` holds those of the later steps of the block."""
+    size = delta.shape[0]
+    local, total = np.empty((size, TILE), d.dtype), np.empty(TILE, d.dtype)
+    zero = one - one
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        stop = column + count
+        gain = gains[channel]
+        mine, here, kept = own[column:stop], delta[place, column:stop], local[0]
+        for i in range(count):
+            kept[i] = here[i] + mine[i]
+        for i in range(count):
+            here[i] = kept[i]
+        for i in range(count):
+            total[i] = zero
+        if place:
+            for r in range(place + 1, size):
+                there, into = delta[r, column:stop], local[r - place]
+                for i in range(count):
+                    into[i] = there[i]
+            add_history(total, weights[channel], local, 0, 1, count, size - place)
+        given, into_c, into_v = d[column:stop], grad_c[column:stop], grad_v[column:stop]
+        for i in range(count):
+            into_c[i] = gain * given[i]
+        if place and has_late:
+            handed = late[column:stop]
+            for i in range(count):
+                total[i] -= handed[i]
+        if apart:
+            into_origin = grad_origin[column:stop]
+            for i in range(count):
+                into_origin[i] = (one - gain) * given[i]
+            for i in range(count):
+                into_v[i] = -total[i]
+        else:
+            for i in range(count):
+                into_v[i] = (one - gain) * given[i] - total[i]
 
 
 @njit(**_OPTIONS)

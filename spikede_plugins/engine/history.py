@@ -8,6 +8,7 @@ be views of one growing buffer (:class:`HistoryLog`) and nothing is copied, neit
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +29,13 @@ class OpenBlock(NamedTuple):
     Attributes:
         before: the rows before the block, with their graph.
         inside: the rows of the block itself, with their graph.
-        base: for each step of the block, its sum over what is older than the block; empty if nothing is.
+        minus: for each step of the block, minus its sum over what is older than the block ``[B, *shape]``.
         source: what tells the weights of these sums.
     """
 
     before: Tensor
     inside: Tensor
-    base: tuple[Tensor, ...]
+    minus: Tensor
     source: object
 
 
@@ -99,7 +100,7 @@ class HistoryLog:
                     self._base = None
                 return buffer, filled
         # What is continued will be continued again: room to double. A new sequence asks for what it needs.
-        spare = max(15, kept) if kept or rows == 1 else 0
+        spare = max(31, kept) if kept or rows == 1 else 0
         buffer = empty((kept + rows + spare, *history.shape[1:]), history)
         buffer[:kept] = history.detach()
         return buffer, kept
@@ -122,9 +123,15 @@ class HistoryLog:
             return None
         if self._entry is not None and _version(self._entry[0]) != self._version:
             return None  # a user wrote into the history
-        if learned and torch.is_grad_enabled() and any(not t.requires_grad for t in found.base[:1]):
+        if learned and torch.is_grad_enabled() and found.before.shape[0] and not found.minus.requires_grad:
             return None
         return found
+
+    def room(self, history: Tensor) -> tuple[Tensor, Callable[[], None]]:
+        """``history`` with one more row that is to be written; then the second of the two is to be called."""
+        buffer, filled = self.reserve(history, 1)
+        rows = buffer[filled - history.shape[0] : filled + 1]
+        return rows, lambda: self.commit(buffer, filled + 1)
 
     def commit(self, buffer: Tensor, filled: int) -> None:
         """The buffer holds ``filled`` rows now; the next append continues behind them."""
@@ -304,15 +311,10 @@ def remember(
 def append(history: Tensor, u: Tensor, log: HistoryLog) -> Tensor:
     """Write ``u`` behind ``history``: the rows ``[r + 1, *shape]``, a view of the log without a graph."""
     with torch.no_grad():
-        buffer, filled = log.reserve(history, 1)
-        buffer[filled] = u
-        log.commit(buffer, filled + 1)
-        return buffer[filled - history.shape[0] : filled + 1]
-
-
-def sums_within(u_rows: Tensor, u: Tensor, weights: Tensor, rows: Tensor, channel_dim: int | None) -> Any:
-    """As :func:`remember` where ``rows`` holds ``u_rows`` and ``u`` already."""
-    return _Remember.apply(u_rows, u, weights, rows, channel_dim, None)
+        rows, commit = log.room(history)
+        rows[-1] = u
+        commit()
+        return rows
 
 
 class _Joined(torch.autograd.Function):

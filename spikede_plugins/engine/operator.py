@@ -36,6 +36,13 @@ _LEARNED_RANGE = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _NEARLY_ONE = 0.999
 
 
+class Source:
+    """What tells the numbers of one kernel from those of another; engines keep their form of them here."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[bool, Any] = {}
+
+
 class Kernel(NamedTuple):
     """The numbers a run of n steps needs, in the dtype and on the device of the state.
 
@@ -61,7 +68,7 @@ class Kernel(NamedTuple):
     readout: Tensor | None = None
     decay: Tensor | None = None
     inject: Tensor | None = None
-    source: object = None
+    source: Source | None = None
 
 
 class _Kept(NamedTuple):
@@ -202,7 +209,7 @@ class FractionalOperator(nn.Module):
                 length *= 2
             # Numbers made in inference mode could not be trained with later.
             with torch.inference_mode(False), torch.no_grad():
-                kernel = self._compute(length, like, traced)._replace(source=object())
+                kernel = self._compute(length, like, traced)._replace(source=Source())
             kept = _Kept(values, kernel, self._tangents(length, like, traced) if with_graph else None)
             self._cache[key] = kept
         if not with_graph or kept.tangents is None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikede_plugins.engine.begin import begin_block
+from spikede_plugins.engine.block_steps import begin_block, take_step
 from spikede_plugins.engine.blocks import Block, blocks, fold
 from spikede_plugins.engine.history import (
     HistoryLog,
@@ -23,7 +23,6 @@ from spikede_plugins.engine.history import (
     joined,
     remember,
     remembered,
-    sums_within,
 )
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
 from spikede_plugins.errors import OptionError
@@ -61,6 +60,13 @@ FRESH = History()
 def state_dtype(x: Tensor) -> torch.dtype:
     """The dtype potentials and histories are kept in: float32 at least, also under autocast."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _start(v: Tensor) -> Tensor:
+    """The potential a run starts from; zeros, the usual case, as one number that takes no memory to read."""
+    if v.device.type != "cpu" or v.dim() == 0 or v.requires_grad or torch.compiler.is_compiling():
+        return v
+    return v if v.any() else v.new_zeros(()).expand(v.shape)
 
 
 def per_neuron(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
@@ -101,13 +107,18 @@ class Step:
         v: the membrane potential ``[*shape]`` that the framework carries into the step.
         history: what came before; ``FRESH`` makes ``v`` the start.
         log: the buffer that history rows live in.
+        several: whether :meth:`charge` may be called more than once.
 
     Raises:
         OptionError: if per-channel orders do not fit the shape.
     """
 
-    def __init__(self, operator: FractionalOperator, v: Tensor, history: History, log: HistoryLog) -> None:
-        self.operator, self.v = operator, v
+    def __init__(
+        self, operator: FractionalOperator, v: Tensor, history: History, log: HistoryLog, *,
+        several: bool = False,
+    ) -> None:  # fmt: skip
+        self.operator, self.v, self.several = operator, v, several
+        self.block: OpenBlock | None = None
         self.channel_dim = check_channels(operator, v.shape)
         self.corrector = isinstance(operator.solver, CorrectorSolver)
         self.forgets = operator.memory_reset == "spike"
@@ -121,10 +132,12 @@ class Step:
             self.start = None
             self.rows = v.detach().new_empty((0, *v.shape))
             return
-        u = v - (self.start if self.start.dim() == v.dim() else self.start[0])
         block = next(blocks(self.past, 1, operator.reach(), self.traces is not None))
         simple = self.corrector or self.forgets or operator.reach().limit or torch.compiler.is_compiling()
-        (self._whole_sum if simple else self._blocked_sum)(rows, u, block, log)
+        if not simple:
+            self.block = self._open_block(rows, block, log)
+            return
+        self._whole_sum(rows, v - (self.start if self.start.dim() == v.dim() else self.start[0]), block, log)
         if not torch.compiler.is_compiling():
             log.hand_on(self.rows)
 
@@ -156,29 +169,37 @@ class Step:
         """What traces give, blanked where a neuron's own start lies among the rows behind them."""
         return values if age is None else values * (age > rows)
 
-    def _blocked_sum(self, rows: Tensor, u: Tensor, block: Block, log: HistoryLog) -> None:
-        """The sum over what is older than the block, formed once a block, and over the rows of the block."""
-        kernel, reach, place = self.kernel, self.operator.reach(), block.place
-        if place == 0:
+    def _open_block(self, rows: Tensor, block: Block, log: HistoryLog) -> OpenBlock:
+        """The block that this step is in, with its sums over what is older, which are formed once a block."""
+        kernel, reach = self.kernel, self.operator.reach()
+        self.log, self.place, self.rows = log, block.place, rows
+        if block.place == 0:
+            u = self.v if self.start is None else self.v - self.start
             whole = joined(append(rows, u, log), rows, u.unsqueeze(0))
             begun = begin_block(kernel, whole, self.traces, block, reach, self.channel_dim)
-            self.rows, self.traces = joined(begun.rows.detach(), begun.rows), begun.traces
+            self.rows, self.traces = begun.rows, begun.traces
             inside = begun.rows.detach().new_empty((0, *u.shape))
-            log.keep_open(self.rows, OpenBlock(begun.rows, inside, begun.base, kernel.source))
-            self.sums = (begun.base[0],)
-            return
+            return OpenBlock(begun.rows, inside, begun.minus, kernel.source)
         found = log.opened(rows, kernel.source, kernel.weights.requires_grad)
         if found is None:  # a state that comes from elsewhere: form the sums of its block anew
             split = block.before
             begun = begin_block(kernel, rows[:split], self.traces, block, reach, self.channel_dim)
-            found = OpenBlock(rows[:split], rows[split:], begun.base, kernel.source)
-        new = append(rows, u, log)
-        inside, sums = sums_within(
-            found.inside, u, kernel.weights.unsqueeze(0), new[block.before :], self.channel_dim
-        )
-        self.rows = joined(new, found.before, inside)
-        log.keep_open(self.rows, found._replace(inside=inside))
-        self.sums = (found.base[place] + sums[0] if found.base else sums[0],)
+            found = OpenBlock(rows[:split], rows[split:], begun.minus, kernel.source)
+        return found
+
+    def _take(self, charged: Tensor, origin: Tensor | None, start: Tensor, block: OpenBlock) -> Tensor:
+        """The charged potential of a step in an open block, which then ends with this step."""
+        taken, rows = take_step(
+            self.kernel, self.place, charged, self.v, origin, start, self.rows, block.inside, block.minus,
+            self.log, self.channel_dim, keep_sum=self.several,
+        )  # fmt: skip
+        self.rows = joined(rows, block.before, taken.inside)
+        self.log.keep_open(self.rows, block._replace(inside=taken.inside, minus=taken.minus))
+        self.log.hand_on(self.rows)
+        self.block = None
+        if taken.sum is not None:
+            self.sums = (-taken.sum,)
+        return taken.charged
 
     def charge(
         self, charge: Callable[[Tensor], Tensor], base: Tensor | None = None, *, affine: bool = False
@@ -197,7 +218,10 @@ class Step:
         start = self.start
         if start is None:
             extra = [charged - v] * self.corrector + [torch.zeros_like(v)] * self.forgets
-            start = torch.stack([self.v, *extra]) if extra else self.v
+            start = torch.stack([self.v, *extra]) if extra else _start(self.v)
+        if self.block is not None:
+            explicit = self._take(charged, base, start, self.block)
+            return explicit, History(self.rows, start, self.traces)
         history = History(self.rows, start, self.traces)
         explicit = charged + (self._spread(kernel.gain) - 1.0) * (charged - v)
         if self.sums is not None:
