@@ -1,9 +1,10 @@
-"""What fractional costs: a converted model against the integer model it came from, in one process.
+"""What fractional costs: against the integer model it came from, in long runs, and against the machine.
 
-    python benchmarks/layers.py [--out DIR] [--repeat N] [--only layer,cnn,loop]
+    python benchmarks/layers.py [--out DIR] [--repeat N] [--only layer,soe] [--smoke] [--threads 2]
 
-A and B alternate; medians of wall time, forward and backward, and their ratio. Writes ``layers.json`` and
-``layers.md``. Nothing here asserts a time: machines differ, ratios in one run are what counts.
+Writes ``layers.json``, ``layers.md`` (the tables that the README shows) and ``growth.png``. ``--only`` measures
+some groups anew and keeps the others as they are in ``layers.json``. Nothing here fails for a time: the tables
+say what must be reached, and whether it was.
 """
 
 from __future__ import annotations
@@ -11,194 +12,276 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import snntorch as snn
+import against_integer
+import limits
+import long_runs
 import torch
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
-from torch import nn
+from measure import Group, Row, Setting, reached
 
-from spikede_plugins import convert_to_fractional
 from spikede_plugins.engine import cpu
 
-Run = Callable[[], None]
+JOBS: dict[str, Callable[..., Any]] = {
+    "layer_peak": against_integer.layer_peak,
+    "single_steps": long_runs.single_steps,
+}
 
 
-def lif() -> nn.Module:
-    """The integer layer of the comparison: soft reset, detached, ATan."""
-    return neuron.LIFNode(
-        tau=2.0, v_reset=None, detach_reset=True, surrogate_function=surrogate.ATan(), step_mode="m"
-    )
+# -- how numbers are written ----------------------------------------------------------------------
 
 
-def sequence(net: nn.Module, x: torch.Tensor) -> Run:
-    """Forward and backward of a SpikingJelly net over a whole sequence."""
-
-    grad = torch.ones_like(x)  # what a next layer would hand back; the cost of making it is not ours
-
-    def run() -> None:
-        functional.reset_net(net)
-        x.grad = None
-        net(x).backward(grad)
-
-    return run
+def time_text(seconds: float) -> str:
+    """Three digits, in ms below a second."""
+    value, unit = (seconds, "s") if seconds >= 1.0 else (1e3 * seconds, "ms")
+    places = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{places}f} {unit}"
 
 
-def cnn() -> nn.Module:
-    """conv32-LIF-pool-conv64-LIF-pool-fc128-LIF-fc10, the MNIST-size network of the design."""
-    net = nn.Sequential(
-        layer.Conv2d(1, 32, 3, padding=1), lif(), layer.MaxPool2d(2),
-        layer.Conv2d(32, 64, 3, padding=1), lif(), layer.MaxPool2d(2),
-        layer.Flatten(), layer.Linear(64 * 7 * 7, 128), lif(), layer.Linear(128, 10),
-    )  # fmt: skip
-    functional.set_step_mode(net, "m")
-    return net
+def ratio_text(value: float) -> str:
+    return f"{value:.2f}"
 
 
-def training_step(net: nn.Module, x: torch.Tensor) -> Run:
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-
-    def run() -> None:
-        functional.reset_net(net)
-        optimizer.zero_grad()
-        net(x).mean().backward()
-        optimizer.step()
-
-    return run
+def range_text(values: list[float]) -> str:
+    return " – ".join(f"{value:.2f}" for value in values)
 
 
-def snntorch_loop(net: nn.Module, x: torch.Tensor) -> Run:
-    def run() -> None:
-        mem, total = net.reset_mem(), torch.zeros(())
-        for step in x:
-            spikes, mem = net(step, mem)
-            total = total + spikes.mean()
-        x.grad = None
-        total.backward()
-
-    return run
+def share_text(value: float) -> str:
+    """Per cent, exact enough to tell 99.99 from 100."""
+    return f"{100 * value:.4f} %" if 0.999 <= value < 1.0 else f"{100 * value:.0f} %"
 
 
-def cases(only: set[str]) -> list[tuple[str, Callable[..., tuple[Run, Run]]]]:
-    """Name and maker of (integer, fractional) for every comparison."""
-
-    def layer_case(steps: int, batch: int, **options) -> Callable[..., tuple[Run, Run]]:
-        def make(tiny: bool = False) -> tuple[Run, Run]:
-            x = torch.randn(steps, 1 if tiny else batch, 32, 28, 28).requires_grad_()
-            integer = lif()
-            return sequence(integer, x), sequence(convert_to_fractional(integer, alpha=0.7, **options), x)
-
-        return make
-
-    def cnn_case(steps: int, **options) -> Callable[[], tuple[Run, Run]]:
-        def make() -> tuple[Run, Run]:
-            x = torch.rand(steps, 32, 1, 28, 28)
-            integer = cnn()
-            fractional = convert_to_fractional(integer, alpha=0.7, **options)
-            return training_step(integer, x), training_step(fractional, x)
-
-        return make
-
-    def loop_case() -> tuple[Run, Run]:
-        x = torch.rand(100, 128, 1000).requires_grad_()
-        integer = snn.Leaky(beta=0.9)
-        return snntorch_loop(integer, x), snntorch_loop(convert_to_fractional(integer, alpha=0.7), x)
-
-    found: list[tuple[str, Callable[..., tuple[Run, Run]]]] = []
-    if "layer" in only:
-        for steps, batch in ((8, 32), (16, 32), (32, 32), (64, 32), (128, 4), (256, 4)):
-            found.append((f"f-LIF layer [{steps}, {batch}, 32, 28, 28]", layer_case(steps, batch)))
-        found.append(("the same, alpha learned, [16, 32, 32, 28, 28]", layer_case(16, 32, learn_alpha=True)))
-    if "cnn" in only:
-        found += [(f"CNN training step, T = {steps}", cnn_case(steps)) for steps in (16, 64)]
-        found.append(("CNN training step, alpha learned, T = 16", cnn_case(16, learn_alpha=True)))
-    if "loop" in only:
-        found.append(("snnTorch loop, T = 100, Leaky [128, 1000], full memory", loop_case))
-    return found
+def growth_text(value: float) -> str:
+    return f"{value:.3f}"
 
 
-def measure(make: Callable[[], tuple[Run, Run]], repeat: int) -> dict[str, float]:
-    a, b = make()
-    a()
-    b()  # compiles, allocates
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeat):
-        for run, into in zip((a, b), times, strict=True):
-            begin = time.perf_counter()
-            run()
-            into.append(time.perf_counter() - begin)
-    integer, fractional = (statistics.median(t) for t in times)
-    return {"integer_s": integer, "fractional_s": fractional, "ratio": fractional / integer}
+def small_text(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
 
 
-def peak_memory(name: str, side: int) -> float:
-    """Peak resident memory in MB of one side alone, measured in a process of its own."""
-    command = [sys.executable, __file__, "--peak", name, "--side", str(side)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+def memory_text(mb: float) -> str:
+    return f"{mb:.0f} MB"
 
 
-def _status(field: str) -> float:
-    """A number of this process, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(field)).split()[1])
+def count_text(value: float) -> str:
+    """With a prefix: M or G."""
+    scaled, prefix = (value / 1e9, "G") if value >= 1e9 else (value / 1e6, "M")
+    return f"{scaled:.{2 if scaled < 10 else 0}f} {prefix}"
+
+
+class Column(NamedTuple):
+    """One column of a table: its header, the number it shows, and how."""
+
+    header: str
+    key: str
+    text: Callable[[Any], str] = str
+
+
+PAIR = (
+    Column("integer", "integer_s", time_text),
+    Column("fractional", "fractional_s", time_text),
+    Column("ratio", "ratio", ratio_text),
+    Column("quartiles", "ratio_quartiles", range_text),
+)
+
+
+class Table(NamedTuple):
+    """A group: what is measured, by what, and the columns of its table."""
+
+    title: str
+    rows: Group
+    columns: tuple[Column, ...]
+
+
+GROUPS: dict[str, Table] = {
+    "layer": Table(
+        "one f-LIF layer, forward + backward, against SpikingJelly's integer layer",
+        against_integer.layers,
+        (*PAIR, Column("peak memory, ratio", "memory_ratio", ratio_text)),
+    ),
+    "soe": Table(
+        "the same layer over more steps, memory of constant size", against_integer.soe_layers, PAIR
+    ),
+    "cnn": Table("training step of a CNN with three spiking layers", against_integer.networks, PAIR),
+    "loop": Table("snnTorch loop of single steps, forward + backward", against_integer.loops, PAIR),
+    "steps": Table(
+        "many single steps without gradient, soe; early: the 1 000 steps up to the first memory sample, "
+        "late: the last 1 000",
+        long_runs.steps,
+        (
+            Column("resident, first", "first_mb", memory_text),
+            Column("resident, last", "last_mb", memory_text),
+            Column("largest / first", "memory_growth", growth_text),
+            Column("a step, early", "early_s", time_text),
+            Column("a step, late", "late_s", time_text),
+            Column("late / early", "cost_ratio", ratio_text),
+        ),
+    ),
+    "spikes": Table(
+        "soe (tolerance 1e-6) against full memory: 2 000 neurons, 2 000 steps, random drive",
+        long_runs.spikes,
+        (
+            Column("spikes a step", "rate", ratio_text),
+            Column("identical", "identical", share_text),
+            Column("largest difference in v before", "voltage_off", small_text),
+        ),
+    ),
+    "growth": Table(
+        f"time of one layer of {long_runs.NEURONS} neurons as T grows; slope: of log time over log T from "
+        "10^3 steps on",
+        long_runs.growth,
+        (
+            *(Column(f"T = 10^{len(str(n)) - 1}", f"s:{n}", time_text) for n in (100, 1000, 10_000, 100_000)),
+            Column("slope", "slope", ratio_text),
+        ),
+    ),
+    "limits": Table(
+        "the layer against the bandwidth and the multiply-add rate of the machine",
+        limits.limits,
+        (
+            Column("bytes", "bytes", count_text),
+            Column("multiply-adds", "multiply_adds", count_text),
+            Column("bound by", "bound"),
+            Column("at the limits", "limit_s", time_text),
+            Column("measured", "measured_s", time_text),
+            Column("share", "share", share_text),
+        ),
+    ),
+    "gpu": Table("one f-LIF layer on a GPU, forward + backward", against_integer.gpu, PAIR),
+}
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def value_of(row: Row, key: str) -> Any:
+    """A number of a row; ``a:b`` is entry b of its entry a."""
+    outer, _, inner = key.partition(":")
+    return row.get(outer, {}).get(inner) if inner else row.get(key)
+
+
+def demand_text(row: Row, column: Column) -> str:
+    """What must be reached and whether it was."""
+    fine = reached(row, column.key)
+    if fine is None:
+        return ""
+    low, high = (None if b is None else column.text(b) for b in row["demands"][column.key])
+    asked = f"≤ {high}" if low is None else f"≥ {low}" if high is None else f"{low} – {high}"
+    return f"{asked}: {'yes' if fine else '**no**'}"
+
+
+def table(rows: list[Row], columns: tuple[Column, ...]) -> list[str]:
+    """The lines of a Markdown table; a column of which something is asked is followed by what."""
+    asked = {c.key for c in columns if any(c.key in row.get("demands", {}) for row in rows)}
+    header, lines = ["what"], []
+    for column in columns:
+        header += [column.header, *(["must reach"] if column.key in asked else [])]
+    if not asked:
+        header.append("must reach")
+    for row in rows:
+        cells = [row["case"]]
+        for column in columns:
+            value = value_of(row, column.key)
+            text = "" if value is None else column.text(value)
+            if text and row.get("per_second"):
+                text += "/s"
+            cells.append(f"**{text}**" if text and column.key in row.get("demands", {}) else text)
+            if column.key in asked:
+                cells.append(demand_text(row, column))
+        cells += [] if asked else [""]
+        lines.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]
+
+
+def document(groups: dict[str, Any]) -> str:
+    """All tables, in the order of ``GROUPS``."""
+    parts = []
+    for name, found in groups.items():
+        smoke = " (tiny sizes: no measurement)" if found["smoke"] else ""
+        parts.append("\n".join([f"**{name}**: {GROUPS[name].title}{smoke}", ""]))
+        parts.append("\n".join([*table(found["rows"], GROUPS[name].columns), ""]))
+    return "\n".join(parts)
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def facts(given: Setting) -> dict[str, Any]:
+    """On what the numbers of a group depend, besides the group."""
+    return {
+        "smoke": given.smoke,
+        "repeat": given.repeat,
+        "threads": given.threads,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "engine": cpu.missing() or "fused CPU",
+    }
+
+
+def known_groups(path: Path) -> dict[str, Any]:
+    """The groups of an earlier run, if there was one of this form."""
+    if not path.is_file():
+        return {}
+    groups: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("groups", {})
+    return {name: found for name, found in groups.items() if name in GROUPS}
+
+
+def write(out: Path, groups: dict[str, Any]) -> None:
+    """The JSON file and the tables."""
+    ordered = {name: groups[name] for name in GROUPS if name in groups}
+    text = json.dumps({"groups": ordered}, indent=1) + "\n"
+    (out / "layers.json").write_text(text, encoding="utf-8")
+    (out / "layers.md").write_text(document(ordered), encoding="utf-8")
+
+
+def show(name: str, row: Row) -> None:
+    """One line on the way."""
+    said = []
+    for column in GROUPS[name].columns:
+        value = value_of(row, column.key)
+        if value is not None:
+            fine = reached(row, column.key)
+            said.append(f"{column.header} {column.text(value)}" + (" (not reached)" if fine is False else ""))
+    print(f"{name}: {row['case']}: {', '.join(said)}", flush=True)
 
 
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--only", default="layer,cnn,loop")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    chosen = asked.only.split(",")
+    if unknown := [name for name in chosen if name not in GROUPS]:
+        parser.error(f"unknown groups: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    if asked.repeat < 1 or asked.threads < 1:
+        parser.error("--repeat and --threads must be at least 1")
+    torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    chosen = cases(set(given.only.split(",")))
-    if given.peak:
-        make = dict(chosen)[given.peak]
-        make(tiny=True)[given.side]()  # compiles
-        run = make()[given.side]
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-        before = _status("VmRSS")
-        run()
-        print((_status("VmHWM") - before) / 1024)
+    if asked.job:
+        job, given = json.loads(asked.job)
+        print(json.dumps(JOBS[job](**given)))
         return
-    rows = []
-    for name, make in chosen:
-        row = {"case": name, **measure(make, given.repeat)}
-        if "layer [" in name and "[128" not in name and "[256" not in name:
-            row["memory_ratio"] = peak_memory(name, 1) / peak_memory(name, 0)
-        rows.append(row)
-        memory = f"   memory {row['memory_ratio']:.2f}" if "memory_ratio" in row else ""
-        print(
-            f"{name:58s} {row['integer_s']:8.3f} s {row['fractional_s']:8.3f} s   "
-            f"ratio {row['ratio']:.2f}{memory}",
-            flush=True,
-        )
-    facts = {
-        "threads": given.threads, "torch": torch.__version__, "machine": platform.machine(),
-        "engine": cpu.missing() or "fused CPU", "repeat": given.repeat, "rows": rows,
-    }  # fmt: skip
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "layers.json").write_text(json.dumps(facts, indent=1) + "\n")
-    lines = [
-        "| what (float32, forward + backward) | integer | fractional | ratio | peak memory, ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        memory = f"{row['memory_ratio']:.2f}" if "memory_ratio" in row else ""
-        lines.append(
-            f"| {row['case']} | {row['integer_s']:.3f} s | {row['fractional_s']:.3f} s "
-            f"| **{row['ratio']:.2f}** | {memory} |"
-        )
-    (given.out / "layers.md").write_text("\n".join(lines) + "\n")
+    setting = Setting(asked.repeat, asked.smoke, asked.threads)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    groups = known_groups(asked.out / "layers.json")
+    for name in GROUPS:
+        if name not in chosen:
+            continue
+        rows = []
+        for row in GROUPS[name].rows(setting):
+            rows.append(row)
+            show(name, row)
+        groups[name] = {**facts(setting), "rows": rows}
+        write(asked.out, groups)
+        if name == "growth":
+            long_runs.plot_growth(rows, asked.out / "growth.png")
 
 
 if __name__ == "__main__":
