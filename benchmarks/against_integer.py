@@ -56,8 +56,9 @@ def layer_peak(steps: int, batch: int, options: dict[str, Any], side: int) -> fl
 
 
 def _layer_row(
-    given: Setting, steps: int, batch: int, what: str, ratio: Demand | None, peak: bool = False, **options: Any
-) -> Row:
+    given: Setting, steps: int, batch: int, what: str, ratio: Demand | None, peak: bool = False,
+    **options: Any,
+) -> Row:  # fmt: skip
     clear()
     row: Row = {"case": f"[{steps}, {batch}, {', '.join(map(str, SHAPE))}], {what}"}
     row |= alternate(*layer_sides(steps, batch, **options), given.repeat)

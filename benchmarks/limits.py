@@ -1,4 +1,4 @@
-"""How far the fused layer is from what the machine can do: bytes at its bandwidth, multiply-adds at its rate."""
+"""The fused layer against what the machine can do: bytes at its bandwidth, multiply-adds at its rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long runs: single steps at constant cost and memory, the same spikes, time that grows with T and not faster."""
+"""Long runs: single steps at constant cost and memory, the same spikes, time that grows as T does."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from spikingjelly.activation_based import functional
 from spikede_plugins import SumOfExponentials, convert_to_fractional
 from spikede_plugins.exponentials import BLOCK
 
-#: Fitted for the longest run here: no step lies beyond its horizon, and its traces are as many as that takes.
-LONG = SumOfExponentials(horizon=100_000)
+
+def reaching(steps: int) -> SumOfExponentials:
+    """Fitted for so long a run: no step lies beyond its horizon, and its traces are as many as that takes."""
+    return SumOfExponentials(horizon=steps)
 
 
 # -- single steps ---------------------------------------------------------------------------------
@@ -28,16 +30,16 @@ LONG = SumOfExponentials(horizon=100_000)
 FRAMEWORKS = {"SpikingJelly": "SpikingJelly LIFNode", "snnTorch": "snnTorch Leaky"}
 
 
-def _stepper(framework: str, size: Sequence[int]) -> Callable[[int], None]:
+def _stepper(framework: str, size: Sequence[int], memory: Any) -> Callable[[int], None]:
     """A function that takes the k-th step of a converted neuron."""
     inputs = 2.0 * torch.rand(31, *size)  # 31: no two blocks of 16 steps see the same
     if framework == "SpikingJelly":
-        node = convert_to_fractional(lif("s"), alpha=ALPHA, memory=LONG)
+        node: Any = convert_to_fractional(lif("s"), alpha=ALPHA, memory=memory)
 
         def step(k: int) -> None:
             node(inputs[k % 31])
     else:
-        leaky = convert_to_fractional(snn.Leaky(beta=0.9), alpha=ALPHA, memory=LONG)
+        leaky: Any = convert_to_fractional(snn.Leaky(beta=0.9), alpha=ALPHA, memory=memory)
         mem = leaky.reset_mem()
 
         def step(k: int) -> None:
@@ -53,7 +55,7 @@ def single_steps(framework: str, size: list[int], samples: list[int], window: in
     Resident memory is taken after each of ``samples`` steps. The cost of a step is that of a block of steps,
     by its median: among the ``window`` steps up to the first sample, and among the last ones.
     """
-    step = _stepper(framework, size)
+    step = _stepper(framework, size, reaching(samples[-1]))
     first, last = samples[0], samples[-1]
     blocks: dict[bool, list[float]] = {False: [], True: []}
     resident = []
@@ -98,7 +100,7 @@ def steps(given: Setting) -> Iterator[Row]:
             "single_steps", framework=framework, size=size, samples=samples, window=window
         )
         yield {
-            "case": f"{name} {size}, {samples[-1]:,} steps".replace(",", " ").replace("  ", ", "),
+            "case": f"{name} {size}, {samples[-1]} steps",
             "samples": samples,
             **found,
             "demands": {"memory_growth": at_most(1.01), "cost_ratio": at_most(1.1)},
@@ -149,14 +151,14 @@ FULL_UP_TO = 31_623
 #: The slope is that of the runs from here on: shorter ones are overhead.
 UPPER = 1_000
 PASSES = ("forward", "forward + backward")
-SIDES: dict[str, Any] = {"integer": None, "full": "full", "soe": LONG}
 
 
 def growth(given: Setting) -> Iterator[Row]:
     """How time grows with T, a row for each side and pass."""
     lengths, neurons = ((50, 100, 200), 8) if given.smoke else (LENGTHS, NEURONS)
     upper = lengths[0] if given.smoke else UPPER
-    for name, memory in SIDES.items():
+    sides: dict[str, Any] = {"integer": None, "full": "full", "soe": reaching(lengths[-1])}
+    for name, memory in sides.items():
         for what in PASSES:
             net = lif() if memory is None else convert_to_fractional(lif(), alpha=ALPHA, memory=memory)
             row: Row = {"case": f"{name}, {what}", "side": name, "pass": what, "neurons": neurons, "s": {}}
@@ -193,8 +195,8 @@ def _pass(net: Any, x: torch.Tensor, what: str) -> Callable[[], None]:
 
 def fitted_slope(times: dict[str, float], upper: int) -> float:
     """The slope of log time over log T, by least squares, from ``upper`` steps on."""
-    points = [(math.log(int(n)), math.log(t)) for n, t in times.items() if int(n) >= upper]
-    return float(np.polyfit(*zip(*points, strict=True), 1)[0])
+    kept = {int(n): t for n, t in times.items() if int(n) >= upper}
+    return float(np.polyfit([math.log(n) for n in kept], [math.log(t) for t in kept.values()], 1)[0])
 
 
 def plot_growth(rows: list[Row], path: Path) -> None:

@@ -1,7 +1,7 @@
 """How things are measured: alternating medians, repeated runs, peak and resident memory, demands.
 
-Two sides alternate in one process, so that a machine that slows down slows both. What depends on the state of a
-process, its memory above all, is measured in a process of its own.
+Two sides alternate in one process, so that a machine that slows down slows both. What depends on the state
+of a process, its memory above all, is measured in a process of its own.
 """
 
 from __future__ import annotations
