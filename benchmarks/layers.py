@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import platform
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -251,7 +252,7 @@ def show(name: str, row: Row) -> None:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, help="default: where this script is; with --smoke a temporary folder")
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
@@ -271,8 +272,10 @@ def main() -> None:
         print(json.dumps(JOBS[job](**given)))
         return
     setting = Setting(asked.repeat, asked.smoke, asked.threads)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    groups = known_groups(asked.out / "layers.json")
+    # Tiny sizes must not take the place of measurements.
+    out = asked.out or Path(tempfile.mkdtemp() if asked.smoke else Path(__file__).parent)
+    out.mkdir(parents=True, exist_ok=True)
+    groups = known_groups(out / "layers.json")
     for name in GROUPS:
         if name not in chosen:
             continue
@@ -281,9 +284,10 @@ def main() -> None:
             rows.append(row)
             show(name, row)
         groups[name] = {**facts(setting), "rows": rows}
-        write(asked.out, groups)
+        write(out, groups)
         if name == "growth":
-            long_runs.plot_growth(rows, asked.out / "growth.png")
+            long_runs.plot_growth(rows, out / "growth.png")
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":
