@@ -103,9 +103,7 @@ GROUPS: dict[str, Table] = {
         against_integer.layers,
         (*PAIR, Column("peak memory, ratio", "memory_ratio", ratio_text)),
     ),
-    "soe": Table(
-        "the same layer over more steps, memory of constant size", against_integer.soe_layers, PAIR
-    ),
+    "soe": Table("the same layer over more steps, memory of constant size", against_integer.soe_layers, PAIR),
     "cnn": Table("training step of a CNN with three spiking layers", against_integer.networks, PAIR),
     "loop": Table("snnTorch loop of single steps, forward + backward", against_integer.loops, PAIR),
     "steps": Table(
@@ -252,7 +250,9 @@ def show(name: str, row: Row) -> None:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", type=Path, help="default: where this script is; with --smoke a temporary folder")
+    parser.add_argument(
+        "--out", type=Path, help="default: where this script is; with --smoke a temporary folder"
+    )
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")

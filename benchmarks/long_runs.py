@@ -96,9 +96,7 @@ def steps(given: Setting) -> Iterator[Row]:
         size, samples, window = [2, 20], [96, 144, 192, 240], 48
     for framework, name in FRAMEWORKS.items():
         clear()
-        found = in_own_process(
-            "single_steps", framework=framework, size=size, samples=samples, window=window
-        )
+        found = in_own_process("single_steps", framework=framework, size=size, samples=samples, window=window)
         yield {
             "case": f"{name} {size}, {samples[-1]} steps",
             "samples": samples,
