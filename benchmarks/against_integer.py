@@ -50,7 +50,9 @@ def layer_sides(steps: int, batch: int, device: str = "cpu", **options: Any) -> 
 
 def layer_peak(steps: int, batch: int, options: dict[str, Any], side: int) -> float:
     """Peak memory in MB of one pass of one side; for a process of its own."""
-    layer_sides(steps, 1, **options)[side]()  # compiles
+    tiny = layer_sides(steps, 1, **options)[side]
+    tiny()  # compiles
+    tiny()
     clear()
     return peak_rise_mb(layer_sides(steps, batch, **options)[side])
 

@@ -80,7 +80,7 @@ def clear() -> None:
 
 def alternate(integer: Run, fractional: Run, repeat: int) -> Row:
     """Medians of both sides in turn, their ratio, and the quartiles of the ratio of each pair."""
-    for run in (integer, fractional):  # compiles, allocates
+    for run in (integer, fractional) * 2:  # allocates, compiles: TorchScript not before the second call
         run()
     pairs = [(seconds(integer), seconds(fractional)) for _ in range(repeat)]
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
