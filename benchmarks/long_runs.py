@@ -96,7 +96,10 @@ def steps(given: Setting) -> Iterator[Row]:
         size, samples, window = [2, 20], [96, 144, 192, 240], 48
     for framework, name in FRAMEWORKS.items():
         clear()
-        found = in_own_process("single_steps", framework=framework, size=size, samples=samples, window=window)
+        options: dict[str, Any] = {
+            "framework": framework, "size": size, "samples": samples, "window": window,
+        }  # fmt: skip
+        found = single_steps(**options) if given.smoke else in_own_process("single_steps", **options)
         yield {
             "case": f"{name} {size}, {samples[-1]} steps",
             "samples": samples,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from spikede_plugins.engine import buffers
 
@@ -127,7 +128,8 @@ def peak_rise_mb(run: Run) -> float:
 
 
 def in_own_process(job: str, **given: Any) -> Any:
-    """What ``JOBS[job](**given)`` of ``layers.py`` returns, from a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("layers.py")), "--job", json.dumps([job, given])]
+    """What ``JOBS[job](**given)`` of ``layers.py`` returns, from another process with as many threads."""
+    script, threads = Path(__file__).with_name("layers.py"), torch.get_num_threads()
+    command = [sys.executable, str(script), "--threads", str(threads), "--job", json.dumps([job, given])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
