@@ -50,6 +50,14 @@ def test_no_more_is_kept_than_the_limit(monkeypatch):
     assert buffers.kept_bytes() == 0
 
 
+def test_sizes_of_no_more_use_make_room(monkeypatch):
+    like = torch.zeros(1)
+    monkeypatch.setenv("SPIKEDE_BUFFER_MB", "20")
+    buffers.empty(SHAPE, like)
+    buffers.empty((4, 1 << 20), like)
+    assert buffers.kept_bytes() == 16 << 20
+
+
 def test_small_and_other_tensors_are_left_to_torch():
     assert buffers.empty((10,), torch.zeros(1)).shape == (10,)
     assert buffers.empty(SHAPE, torch.zeros(1, dtype=torch.float16)).dtype == torch.float16

@@ -60,7 +60,15 @@ class _Lease:
 
     def __del__(self, limit: Any = _limit, unused: dict[int, deque[Any]] = _unused) -> None:
         buffer = getattr(self, "buffer", None)
-        if buffer is not None and kept_bytes() + buffer.size <= limit():
+        if buffer is None:
+            return
+        for size in list(unused):  # other sizes, which may be of no more use, make room
+            while size != buffer.size and kept_bytes() + buffer.size > limit():
+                try:
+                    unused[size].popleft()
+                except (KeyError, IndexError):
+                    break
+        if kept_bytes() + buffer.size <= limit():
             unused.setdefault(buffer.size, deque()).append(buffer)
 
 

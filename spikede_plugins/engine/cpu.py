@@ -235,7 +235,9 @@ def _work(plan: Any, limit: int, traces: int, given: bool = False) -> int:
     inside = steps * (plan[:, 2] + steps / 2)
     if limit:
         return int(np.minimum(inside, steps * limit).sum()) + int(steps.sum())
-    return int((inside + steps * (1 + (0 if given else plan[:, 4] + traces))).sum())
+    read = np.maximum.accumulate(plan[:, 5] > 0) * traces  # from the first fold on
+    older = 0 if given else plan[:, 4] + read
+    return int((inside + steps * (1 + older)).sum() + plan[:, 5].sum() * BLOCK * traces)
 
 
 class Adjoint(NamedTuple):
