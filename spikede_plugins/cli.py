@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from spikede_plugins.conversion import plan_conversion
-from spikede_plugins.engine import cpu
+from spikede_plugins.engine.choice import engines
 from spikede_plugins.errors import OptionError, PluginError, SpikedeError
 from spikede_plugins.registry import ADAPTERS, PluginStatus, available_adapters, available_solvers, discover
 from spikede_plugins.registry import get_solver as solver_named
@@ -87,16 +87,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # -- doctor ---------------------------------------------------------------------------------------
-
-
-def engines() -> list[tuple[str, bool, str]]:
-    """Every engine: its name, whether it is active, and why (not)."""
-    missing = cpu.missing()
-    fused = "affine neurons (IF, LIF, parametric LIF) of one order, float32 and float64, on the CPU"
-    return [
-        ("fused CPU (numba)", not missing, missing or fused),
-        ("torch (autograd scan)", True, "every other neuron, order and device"),
-    ]
 
 
 def _version(package: str) -> str:

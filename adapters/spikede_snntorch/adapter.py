@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine.choice import engine_of
 
 from .neurons import FRACTIONAL, FractionalNeuron, from_native, to_native
 
@@ -112,7 +113,7 @@ class SnnTorchAdapter(Adapter):
         return module.fractional  # type: ignore[return-value]
 
     def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
-        return "torch, step by step"
+        return engine_of(operator, None)
 
     def reset_state(self, module: nn.Module) -> None:
         """Zeros, as ``reset_mem`` gives; this neuron only, where ``utils.reset`` reaches all of a class."""

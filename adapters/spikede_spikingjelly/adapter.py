@@ -8,7 +8,8 @@ from spikingjelly.activation_based import base, functional
 from torch import nn
 
 from spikede_plugins.adapter import Adapter, Support
-from spikede_plugins.engine import FractionalOperator, can_scan, cpu
+from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine.choice import engine_of
 from spikede_plugins.errors import UnsupportedNeuronError
 from spikede_spikingjelly.node import FractionalNode
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
@@ -43,12 +44,8 @@ class SpikingJellyAdapter(Adapter):
 
     def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
         dynamics = module.dynamics if isinstance(module, FractionalNode) else dynamics_of(module)
-        if dynamics is None or not can_scan(operator) or not dynamics.scannable(module):
-            return "torch, step by step"
-        cell = dynamics.elementwise(module)
-        if cell is None or cell.code is None:
-            return "torch"
-        return "torch (no numba)" if cpu.missing() else "fused CPU"
+        scans = dynamics is not None and dynamics.scannable(module)
+        return engine_of(operator, dynamics.elementwise(module) if dynamics is not None and scans else None)
 
     def reset_state(self, module: nn.Module) -> None:
         if isinstance(module, base.MemoryModule):

@@ -311,6 +311,12 @@ class FractionalOperator(nn.Module):
             gain, weights = gain.unsqueeze(-1), weights.unsqueeze(-1)
         return gain, _bracket(weights)
 
+    @property
+    def steps_in_blocks(self) -> bool:
+        """Whether single steps may sum what is older than their block once a block."""
+        corrects = isinstance(self.solver, CorrectorSolver)
+        return not corrects and self.memory_reset == "never" and not self.memory.limit
+
     # -- compressed memory ------------------------------------------------------------------------
 
     @property

@@ -133,8 +133,7 @@ class Step:
             self.rows = v.detach().new_empty((0, *v.shape))
             return
         block = next(blocks(self.past, 1, operator.reach(), self.traces is not None))
-        simple = self.corrector or self.forgets or operator.reach().limit or torch.compiler.is_compiling()
-        if not simple:
+        if operator.steps_in_blocks and not torch.compiler.is_compiling():
             self.block = self._open_block(rows, block, log)
             return
         self._whole_sum(rows, v - (self.start if self.start.dim() == v.dim() else self.start[0]), block, log)

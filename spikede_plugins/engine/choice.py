@@ -1,0 +1,46 @@
+"""Which engine runs what, and why: for reports and ``spikede doctor``.
+
+| engine | serves |
+|---|---|
+| fused CPU (numba) | sequences of affine neurons, the history sums of every other neuron's single steps |
+| fused GPU (Triton) | sequences of affine neurons |
+| torch | everything, on every device |
+"""
+
+from __future__ import annotations
+
+from spikede_plugins.engine import cpu, gpu
+from spikede_plugins.engine.operator import FractionalOperator
+from spikede_plugins.engine.scan import ElementwiseNeuron, can_scan
+
+_AFFINE = "whole sequences of affine neurons (IF, LIF, parametric LIF), float32 and float64"
+
+
+def engines() -> list[tuple[str, bool, str]]:
+    """Every engine: its name, whether it is active, and what it serves or why it is off."""
+    no_numba, no_triton = cpu.missing(), gpu.missing()
+    return [
+        ("fused CPU (numba)", not no_numba, no_numba or f"{_AFFINE}; single steps of all others"),
+        ("fused GPU (Triton)", not no_triton, no_triton or _AFFINE),
+        ("torch", True, "every neuron, order and device that the others do not serve"),
+    ]
+
+
+def engine_of(operator: FractionalOperator, neuron: ElementwiseNeuron | None) -> str:
+    """What runs a neuron layer with this operator, as reports show it.
+
+    Args:
+        operator: order, solver, memory, step size.
+        neuron: the neuron as the scan takes it; None for one that goes step by step.
+    """
+    if neuron is not None and can_scan(operator):
+        if neuron.code is None:
+            return "torch"
+        kinds = [kind for kind, engine in (("CPU", cpu), ("GPU", gpu)) if not engine.missing()]
+        if not kinds:
+            return "torch (no numba)"
+        wide = ", wide channels only" if operator.order.channel_dim is not None else ""
+        return f"fused {' and '.join(kinds)}{wide}"
+    if operator.steps_in_blocks and not cpu.missing():
+        return "fused CPU, step by step"
+    return "torch, step by step"
