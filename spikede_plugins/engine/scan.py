@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spikede_plugins.engine import cpu
+from spikede_plugins.engine import cpu, gpu
 from spikede_plugins.engine.blocks import (
     Reach,
     base_sums,
@@ -194,6 +194,11 @@ class Gradients(NamedTuple):
     params: tuple[Tensor | None, ...]
 
 
+def fused(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel) -> Any:
+    """The fused engine (``engine.cpu`` or ``engine.gpu``) that runs this neuron on this input, or None."""
+    return next((engine for engine in (cpu, gpu) if engine.serves(neuron, past, x_seq, kernel)), None)
+
+
 def forward_pass(
     neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel, params: Sequence[Tensor],
     log: HistoryLog, *, keep_v: bool, keep_h: bool, keep_fired: bool = False,
@@ -213,12 +218,14 @@ def forward_pass(
     v_seq = empty((steps, *shape), v) if keep_v else None
     fired: Tensor | None = None
     folded: Tensor | None = None
-    if cpu.serves(neuron, past, x_seq, kernel) and neuron.code is not None:
+    engine = fused(neuron, past, x_seq, kernel)
+    if engine is not None and neuron.code is not None:
         fired = empty((steps, *shape), v, torch.uint8) if keep_fired else None
         spikes = empty((steps, *shape), v)
-        v, folded = cpu.march(
-            neuron.code, params, past, x_seq, kernel, all_rows, entering, spikes, h_seq, v_seq, fired, log
-        )
+        v, folded = engine.march(
+            neuron.code, params, past, x_seq, kernel, all_rows, entering, spikes, h_seq, v_seq, fired,
+            *((log,) if engine is cpu else ()),
+        )  # fmt: skip
     else:
         spikes, v, folded = _march(
             neuron, params, x_seq, v, start, traces, all_rows, entering, reach, channel_dim, kernel, log,
@@ -293,15 +300,11 @@ def backward_pass(
     steps, shape = all_rows.shape[0] - entering, v_in.shape
     first_handed = handed_on(entering, steps, reach, traces is not None)[0]
     g = per_neuron(kernel.gain, shape, channel_dim)
-    if (
-        neuron.code is not None
-        and not needs.start
-        and grad_v_seq is None
-        and cpu.serves(neuron, past, all_rows, kernel)
-    ):
+    engine = fused(neuron, past, all_rows, kernel)
+    if neuron.code is not None and not needs.start and grad_v_seq is None and engine is not None:
         return _fused_backward(
-            neuron.code, past, x_seq, kernel, params, charged, all_rows, entering, grad_s, grad_v, grad_rows,
-            first_handed, grad_traces, needs,
+            engine, neuron.code, past, x_seq, kernel, params, charged, all_rows, entering, grad_s, grad_v,
+            grad_rows, first_handed, grad_traces, needs,
         )  # fmt: skip
 
     # Local derivatives of all steps at once.
@@ -346,7 +349,7 @@ def backward_pass(
 
 
 def _fused_backward(
-    code: AffineCode, past: Past, x_seq: Tensor, kernel: Kernel, params: Sequence[Tensor],
+    engine: Any, code: AffineCode, past: Past, x_seq: Tensor, kernel: Kernel, params: Sequence[Tensor],
     charged: Tensor | SoftReset, all_rows: Tensor, entering: int, grad_s: Tensor | None,
     grad_v: Tensor | None, grad_rows: Tensor | None, first_handed: int, grad_traces: Tensor | None,
     needs: Needs,
@@ -355,7 +358,7 @@ def _fused_backward(
     past_wanted = needs.v or needs.rows or needs.traces
     weights_wanted = needs.weights or needs.readout
     levers_wanted = needs.gain or any(needs.params)
-    grad_x, delta, levers = cpu.adjoint(
+    grad_x, delta, levers = engine.adjoint(
         code, params, past, x_seq if levers_wanted else None, kernel, charged, all_rows, entering, grad_s,
         grad_v, grad_rows, first_handed, grad_traces, past_wanted or weights_wanted,
     )  # fmt: skip
@@ -501,7 +504,7 @@ def rebuilds(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kerne
     A soft reset loses nothing; the history exists anyway.
     """
     code = neuron.code
-    if code is None or code.reset is not None or not cpu.serves(neuron, past, x_seq, kernel):
+    if code is None or code.reset is not None or fused(neuron, past, x_seq, kernel) is None:
         return None
     return code.threshold
 
