@@ -14,6 +14,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Neurons a program; it is one warp, in which a barrier costs nothing.
 _WIDTH = 64
-#: No sums contracted beside those that the kernels ask for, and no loads moved ahead of the stores they read from,
+#: No sums contracted beside those that the kernels ask for; no loads moved ahead of the stores they read from,
 #: as in a pipelined loop.
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 _NO_LIMIT = 2**31 - 1
@@ -80,11 +81,14 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
 class _Plan(NamedTuple):
     """The blocks of a run.
 
-    Attributes: table: ``[blocks, 8]`` on the device, int64, with the columns of ``gpu_kernels``: the steps,
-    the place of the first, the first row that is still a row, how many times B rows are folded, how many
-    traces there are then, up to which step the block's own rows are summed as they are, and whether they
-    then go into the traces. size: how many blocks there are. folds: whether rows are folded. traces: how
-    many traces there are at the end.
+    Attributes:
+        table: ``[blocks, 8]`` on the device, int64, with the columns of ``gpu_kernels``: first and last step,
+            place of the first, first row that is still a row, how many times B rows are folded, how many
+            traces there are then, up to which step the block's own rows are summed as they are, and whether
+            they go into the traces then.
+        size: how many blocks there are.
+        folds: whether rows are folded.
+        traces: how many traces there are at the end.
     """
 
     table: Tensor
@@ -93,7 +97,8 @@ class _Plan(NamedTuple):
     traces: int
 
 
-def _sync_free(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _sent(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of the host on the device, without waiting for it."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
@@ -102,24 +107,25 @@ def _plan(
     entering: int, steps: int, reach: Reach, traced: bool, traces: int, device: torch.device, _: int
 ) -> _Plan:
     """Kept for each stream of the device, as other streams do not wait for the copy."""
-    run = list(_windows(entering, steps, reach.limit) if reach.limit else blocks(entering, steps, reach, traced))
+    limit = reach.limit
+    run = list(_windows(entering, steps, limit) if limit else blocks(entering, steps, reach, traced))
+    folding = any(block.folds for block in run)
     table, read = [], traced
     for n, block in enumerate(run):
         read = read or block.folds > 0
-        until = min(steps, block.last + reach.limit) if reach.limit else steps
-        # Rows of a block are folded together, as both go by B from the same row on.
-        into = next((b.first for b in run[n:] if b.folds and b.low > entering + block.first), None)
-        table.append(
-            (block.first, block.last, block.place, block.low, block.folds, traces if read else 0,
-             until if into is None else into, into is not None)
-        )  # fmt: skip
-    return _Plan(
-        _sync_free(table, torch.int64, device), len(run), any(b.folds for b in run), traces if read else 0
-    )
+        until, into = min(steps, block.last + limit) if limit else steps, False
+        if folding:
+            # Rows of a block are folded together, as both go by B from the same row on.
+            begin = entering + block.first
+            later = next((b for b in islice(run, n, None) if b.low > begin), None)
+            until, into = (until, False) if later is None else (later.first, True)
+        here = traces if read else 0
+        table.append((block.first, block.last, block.place, block.low, block.folds, here, until, int(into)))
+    return _Plan(_sent(table, torch.int64, device), len(run), folding, traces if read else 0)
 
 
 def _windows(entering: int, steps: int, limit: int) -> list[Block]:
-    """A window has no blocks of its own; the kernels take B steps at a time and skip what is too old for each."""
+    """A window has no blocks; the kernels take B steps at a time and skip what is too old for each."""
     return [
         Block(k, min(steps, k + BLOCK), 0, max(0, entering + k - limit), min(entering + k, limit), 0)
         for k in range(0, steps, BLOCK)
@@ -129,19 +135,16 @@ def _windows(entering: int, steps: int, limit: int) -> list[Block]:
 @lru_cache(maxsize=128)
 def _numbers(code: AffineCode, dtype: torch.dtype, device: torch.device, _: int) -> Tensor:
     """The neuron's numbers in the order of the kernels; float arguments of a kernel would be float32."""
-    short = code.leak == "divide" and _form(code) == "short"
-    if code.leak == "divide":
-        # A GPU divides by a number by multiplying with its reciprocal, in the precision of the tensor.
-        fraction = (torch.ones((), dtype=dtype) / code.tau).item()
-    else:
-        fraction = 0.0
-    leak = 1.0 - 1.0 / code.tau if short else fraction
+    # On a GPU torch divides a tensor by a number by multiplying with its reciprocal in the tensor's precision.
+    divide = code.leak == "divide"
+    fraction = (torch.ones((), dtype=dtype) / code.tau).item() if divide else 0.0
+    leak = 1.0 - 1.0 / code.tau if divide and _form(code) == "short" else fraction
     values = (code.rest, code.threshold, code.reset or 0.0, code.surrogate_alpha, leak, fraction)
-    return _sync_free(values, dtype, device)
+    return _sent(values, dtype, device)
 
 
 def _form(code: AffineCode) -> str:
-    """How the kernels write the charge (see ``AffineCode``): the same number, rounded as the framework does."""
+    """How the kernels write the charge (see ``AffineCode``): rounded as the framework rounds it."""
     if code.leak == "none":
         return "integrate"
     if code.decay_input:
@@ -204,8 +207,8 @@ def march(
             x_seq.detach().contiguous(), v.detach().contiguous(), past.start.detach().contiguous(), rows,
             last if traces is None else traces, *kernel_numbers, spikes, last if h_seq is None else h_seq,
             last if v_seq is None else v_seq, last if marks is None else marks, last, plan.size, entering,
-            past.reach.limit or _NO_LIMIT, plan.traces, *sizes,
-            FORM=_form(code), LEARNED=code.leak == "multiply", STRICT=code.strict, HARD=code.reset is not None,
+            past.reach.limit or _NO_LIMIT, plan.traces, *sizes, FORM=_form(code),
+            LEARNED=code.leak == "multiply", STRICT=code.strict, HARD=code.reset is not None,
             KEEP_H=h_seq is not None, KEEP_V=v_seq is not None, KEEP_MARKS=marks is not None,
             CHANNELS=sizes[2] > 1, TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH, **_LAUNCH,
         )  # fmt: skip
