@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 #: Neurons a program; it is one warp, in which a barrier costs nothing.
 _WIDTH = 64
-#: No sums contracted beside those that the kernels ask for; no loads moved ahead of the stores they read from,
-#: as in a pipelined loop.
+#: No sums contracted but those that the kernels ask for; no loads moved ahead of the stores that they read
+#: from (a pipelined loop would).
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 _NO_LIMIT = 2**31 - 1
 
@@ -135,7 +135,7 @@ def _windows(entering: int, steps: int, limit: int) -> list[Block]:
 @lru_cache(maxsize=128)
 def _numbers(code: AffineCode, dtype: torch.dtype, device: torch.device, _: int) -> Tensor:
     """The neuron's numbers in the order of the kernels; float arguments of a kernel would be float32."""
-    # On a GPU torch divides a tensor by a number by multiplying with its reciprocal in the tensor's precision.
+    # On a GPU torch divides by a number by multiplying with its reciprocal, in the precision of the tensor.
     divide = code.leak == "divide"
     fraction = (torch.ones((), dtype=dtype) / code.tau).item() if divide else 0.0
     leak = 1.0 - 1.0 / code.tau if divide and _form(code) == "short" else fraction

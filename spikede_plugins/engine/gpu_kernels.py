@@ -222,7 +222,7 @@ def backward(
         block = plan + (blocks - 1 - back) * COLUMNS
         first, last, place = tl.load(block + FIRST), tl.load(block + LAST), tl.load(block + PLACE)
         low, read, until = tl.load(block + LOW), tl.load(block + READ), tl.load(block + UNTIL)
-        folded = lane & (tl.load(block + INTO) > 0)
+        folded = at < n * tl.load(block + INTO)  # all neurons or none
         inside = first + i < last
         sums = tl.zeros([SIZE, WIDTH], dtype=begun.dtype)
         tl.debug_barrier()  # adjoints of the blocks behind
