@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from spikede_plugins.engine.operator import Kernel
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
 
-#: Neurons a program; it is one warp, in which a barrier costs nothing.
-_WIDTH = 64
+#: Neurons a program, as many as keep their sums in registers; it is one warp, so a barrier costs little.
+_WIDTH = {torch.float32: 64, torch.float64: 32}
 #: No sums contracted but those that the kernels ask for; no loads moved ahead of the stores that they read
 #: from (a pipelined loop would).
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
-_NO_LIMIT = 2**31 - 1
 
 
 @cache
@@ -70,7 +69,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
     return (
         neuron.code is not None
         and _device_fits(v.device)
-        and v.dtype in (torch.float32, torch.float64)
+        and v.dtype in _WIDTH
         and all(p.numel() == 1 for p in neuron.params)
         and v.numel() > 0
         and x_seq.shape[0] > 0
@@ -182,8 +181,8 @@ def _setting(
     )  # fmt: skip
 
 
-def _grid(n: int) -> tuple[int]:
-    return ((n + _WIDTH - 1) // _WIDTH,)
+def _grid(v: Tensor) -> tuple[int]:
+    return (-(-v.numel() // _WIDTH[v.dtype]),)
 
 
 def march(
@@ -203,14 +202,15 @@ def march(
         folded = v.new_zeros((plan.traces, *v.shape)) if past.traces is None else _new(past.traces)
     traces = past.traces.detach().contiguous() if folded is None and past.traces is not None else folded
     with torch.cuda.device_of(v):
-        _kernels().forward[_grid(sizes[0])](
+        _kernels().forward[_grid(v)](
             x_seq.detach().contiguous(), v.detach().contiguous(), past.start.detach().contiguous(), rows,
             last if traces is None else traces, *kernel_numbers, spikes, last if h_seq is None else h_seq,
             last if v_seq is None else v_seq, last if marks is None else marks, last, plan.size, entering,
-            past.reach.limit or _NO_LIMIT, plan.traces, *sizes, FORM=_form(code),
+            past.reach.limit, plan.traces, *sizes, FORM=_form(code),
             LEARNED=code.leak == "multiply", STRICT=code.strict, HARD=code.reset is not None,
             KEEP_H=h_seq is not None, KEEP_V=v_seq is not None, KEEP_MARKS=marks is not None,
-            CHANNELS=sizes[2] > 1, TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH, **_LAUNCH,
+            CHANNELS=sizes[2] > 1, WINDOW=past.reach.limit > 0, TRACED=plan.traces > 0, SIZE=BLOCK,
+            WIDTH=_WIDTH[v.dtype], **_LAUNCH,
         )  # fmt: skip
     return last, folded
 
@@ -242,17 +242,17 @@ def adjoint(
     )
     decayed = code.leak != "none" and code.decay_input
     with torch.cuda.device_of(v):
-        _kernels().backward[_grid(sizes[0])](
+        _kernels().backward[_grid(v)](
             h_seq.detach().contiguous(), rows, past.start.detach().contiguous(), marks,
             last.detach().contiguous(), *kernel_numbers,
             delta if grad_s is None else grad_s.to(like.dtype).contiguous(),
             delta if grad_v is None else grad_v.to(like.dtype).contiguous(),
             delta if traces is None else traces, grad_x, delta, plan.size, steps, entering,
-            past.reach.limit or _NO_LIMIT, plan.traces, *sizes,
+            past.reach.limit, plan.traces, *sizes,
             LEARNED=code.leak == "multiply", DECAYED=decayed, STRICT=code.strict, HARD=code.reset is not None,
             DETACH=code.detach_reset, KIND=code.surrogate, REBUILD=not isinstance(charged, Tensor),
             HAS_S=grad_s is not None, HAS_V=grad_v is not None, HANDED=handed, CHANNELS=sizes[2] > 1,
-            TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH, **_LAUNCH,
+            WINDOW=past.reach.limit > 0, TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH[v.dtype], **_LAUNCH,
         )  # fmt: skip
     levers = None if x_seq is None else _levers(code, past, x_seq, kernel, rows, entering, delta)
     return Adjoint(grad_x, delta if keep_delta else None, levers)

@@ -28,22 +28,27 @@ REST, THRESHOLD, RESET, SHARPNESS, LEAK, FACTOR = (tl.constexpr(place) for place
 
 
 @triton.jit
-def _older(sums, rows, begin, end, weights, lag, step, inside, limit, channels, column, n, at, lane):
+def _older(
+    sums, rows, begin, end, weights, lag, step, inside, limit, channels, column, n, at, lane,
+    WINDOW: tl.constexpr,
+):  # fmt: skip
     """``sums[i] += W[lag[i] + step r] rows[begin + r]`` for every row up to ``end``, where ``inside[i]``."""
     for row in range(begin, end):
         u = tl.load(rows + row * n + at, mask=lane, other=0.0)
         reached = lag + step * (row - begin)
-        known = inside & (reached < limit)
+        known = inside & (reached < limit) if WINDOW else inside
         w = tl.load(weights + reached[:, None] * channels + column, mask=known[:, None], other=0.0)
         sums = tl.fma(w, u[None, :], sums)
     return sums
 
 
 @triton.jit
-def _inside(sums, u, weights, lag, inside, limit, channels, column):
+def _inside(sums, u, weights, lag, inside, limit, channels, column, WINDOW: tl.constexpr):
     """``sums[i] += W[lag[i]] u`` where a step of the block is reached by this one."""
-    reached = inside & (lag >= 0) & (lag < limit)
-    w = tl.load(weights + lag[:, None] * channels + column, mask=reached[:, None], other=0.0)
+    known = inside & (lag >= 0)
+    if WINDOW:
+        known = known & (lag < limit)
+    w = tl.load(weights + lag[:, None] * channels + column, mask=known[:, None], other=0.0)
     return tl.fma(w, u[None, :], sums)
 
 
@@ -124,7 +129,7 @@ def forward(
     v_seq, marks, v_last, blocks, entering, limit, count_traces, n, inner, channels,
     FORM: tl.constexpr, LEARNED: tl.constexpr, STRICT: tl.constexpr, HARD: tl.constexpr,
     KEEP_H: tl.constexpr, KEEP_V: tl.constexpr, KEEP_MARKS: tl.constexpr, CHANNELS: tl.constexpr,
-    TRACED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr, TRACED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """All steps; ``rows [entering + T, n]`` holds the past and receives the new rows, ``traces`` is updated.
 
@@ -166,7 +171,7 @@ def forward(
         end = entering + first
         lag = end - 1 - low + i
         sums = _older(
-            sums, rows, low, end, weights, lag, -1, inside, limit, channels, column, n, at, lane
+            sums, rows, low, end, weights, lag, -1, inside, limit, channels, column, n, at, lane, WINDOW
         )  # fmt: skip
         for k in range(first, last):
             total = tl.sum(tl.where((i == k - first)[:, None], sums, 0.0), 0)
@@ -184,7 +189,7 @@ def forward(
                 tl.store(v_seq + k * n + at, v, mask=lane)
             if KEEP_MARKS:
                 tl.store(marks + k * n + at, fired.to(tl.uint8), mask=lane)
-            sums = _inside(sums, u, weights, i - (k - first) - 1, inside, limit, channels, column)
+            sums = _inside(sums, u, weights, i - (k - first) - 1, inside, limit, channels, column, WINDOW)
     tl.store(v_last + at, v, mask=lane)
 
 
@@ -194,8 +199,8 @@ def backward(
     grad_v, traces, grad_x, delta, blocks, steps, entering, limit, count_traces, n, inner, channels,
     LEARNED: tl.constexpr, DECAYED: tl.constexpr, STRICT: tl.constexpr, HARD: tl.constexpr,
     DETACH: tl.constexpr, KIND: tl.constexpr, REBUILD: tl.constexpr, HAS_S: tl.constexpr,
-    HAS_V: tl.constexpr, HANDED: tl.constexpr, CHANNELS: tl.constexpr, TRACED: tl.constexpr,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_V: tl.constexpr, HANDED: tl.constexpr, CHANNELS: tl.constexpr, WINDOW: tl.constexpr,
+    TRACED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The adjoint recursion: ``grad_x`` and the adjoints ``delta`` of all steps.
 
@@ -228,7 +233,7 @@ def backward(
         tl.debug_barrier()  # adjoints of the blocks behind
         lag = last - 1 - first - i
         sums = _older(
-            sums, delta, last, until, weights, lag, 1, inside, limit, channels, column, n, at, lane
+            sums, delta, last, until, weights, lag, 1, inside, limit, channels, column, n, at, lane, WINDOW
         )  # fmt: skip
         for back_k in range(first, last):
             k = first + last - 1 - back_k
@@ -264,7 +269,7 @@ def backward(
             tl.store(delta + k * n + at, d, mask=lane)
             tl.store(grad_x + k * n + at, to_input * d, mask=lane)
             ahead = -carried * d
-            sums = _inside(sums, d, weights, (k - first) - 1 - i, inside, limit, channels, column)
+            sums = _inside(sums, d, weights, (k - first) - 1 - i, inside, limit, channels, column, WINDOW)
         if TRACED:
             tl.debug_barrier()  # adjoints of this block, and what later ones left in the traces
             own = inside[:, None] & lane[None, :]
