@@ -101,11 +101,11 @@ def test_the_kernels_compile(monkeypatch, tmp_path, name, on, dtype):
     types = {"plan": "*i64", "marks": "*u8", **dict.fromkeys(sizes, "i32")}
     chosen = {"FORM": "input", "KIND": "sigmoid", "SIZE": 16, "WIDTH": gpu._WIDTH[dtype]}
     signature, constants = {}, {}
-    for place, argument in enumerate(inspect.signature(kernel.fn).parameters):
+    for argument in inspect.signature(kernel.fn).parameters:
         signature[argument] = types.get(argument, "*fp32" if dtype == F32 else "*fp64")
         if argument.isupper():
             signature[argument] = "constexpr"
-            constants[(place,)] = chosen.get(argument, on)
+            constants[argument] = chosen.get(argument, on)
     compiled = triton.compile(
         ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 80, 32), options=dict(gpu._LAUNCH)
     )
