@@ -20,7 +20,9 @@ from spikede_plugins.errors import OptionError, PluginError, SpikedeError
 from spikede_plugins.registry import ADAPTERS, PluginStatus, available_adapters, available_solvers, discover
 from spikede_plugins.registry import get_solver as solver_named
 
-_PACKAGES = ("torch", "numpy", "spikingjelly", "snntorch", "matplotlib", "scikit-learn", "rich")
+_PACKAGES = (
+    "torch", "numpy", "spikingjelly", "snntorch", "numba", "triton", "matplotlib", "scikit-learn", "rich",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

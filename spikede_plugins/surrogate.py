@@ -50,7 +50,7 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "super_spike": lambda z, a: a / (1.0 + z.abs()).square(),
     "erf": lambda z, a: (a / math.sqrt(math.pi)) * torch.exp(-(a * z).square()),
     "fast_sigmoid": lambda z, a: 1.0 / (1.0 + a * z.abs()).square(),
-    "triangular": lambda z, a: torch.where(z < 0, a, -a).to(z.dtype),
+    "triangular": lambda z, a: a * torch.where(z < 0, 1.0, -1.0).to(z.dtype),
     "straight_through": lambda z, a: torch.ones_like(z),
 }
 

@@ -76,13 +76,14 @@ class FractionalNeuron(snn.SpikingNeuron):
         if self.fractional.is_native:
             return super().forward(*args, **kwargs)
         _refuse_export(self)
-        self._step, self._last = None, self.mem
+        _put(self, "_last", self.mem)
         try:
             out = super().forward(*args, **kwargs)
             if self._past is not None:
                 self._remember(self._past, out)
         finally:
-            self._step = self._past = self._last = None
+            for name in ("_step", "_past", "_last"):
+                _put(self, name, None)
         return out
 
     def mem_reset(self, mem: Tensor) -> Tensor:
@@ -97,8 +98,8 @@ class FractionalNeuron(snn.SpikingNeuron):
             mem = self.mem = mem.to(state_dtype(mem))
             history = _like(past.history, mem)
             twice = self.reset_mechanism == "zero"  # some neurons then charge from two membranes
-            self._step = Step(self.fractional, mem, history, past.log, several=twice)
-            self._past = Past(history, past.log)
+            _put(self, "_step", Step(self.fractional, mem, history, past.log, several=twice))
+            _put(self, "_past", Past(history, past.log))
         return super().mem_reset(mem)
 
     def _base_state_function(self, input_: Tensor) -> Any:
@@ -119,16 +120,18 @@ class FractionalNeuron(snn.SpikingNeuron):
         states: list[Any] = []
 
         def charge(mem: Tensor) -> Tensor:
-            self.mem = mem
+            if mem is not self.mem:
+                self.mem = mem
             states.append(native(input_))
             last = states[-1]
             return last[-1] if isinstance(last, tuple) else last
 
         mem, history = step.charge(charge, None if base is step.v else base, affine=True)
-        self.mem = base
+        if base is not self.mem:
+            self.mem = base
         if history.start is step.v:  # the user may write to the tensor that the sequence started from
             history = history._replace(start=step.v.clone())
-        self._past = Past(history, past.log)
+        _put(self, "_past", Past(history, past.log))
         first = states[0]
         return (*first[:-1], mem) if isinstance(first, tuple) else mem
 
@@ -172,6 +175,11 @@ class FractionalNeuron(snn.SpikingNeuron):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__reduce__()
+
+
+def _put(neuron: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute that is no parameter, buffer or module, without the time it takes to find that out."""
+    object.__setattr__(neuron, name, value)
 
 
 def _like(history: History, mem: Tensor) -> History:

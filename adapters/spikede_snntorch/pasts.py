@@ -7,6 +7,7 @@ to the neuron: it belongs to one returned ``mem``, and is found again by the mem
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from spikede_plugins.engine import History, HistoryLog
 
 _KEPT = 16
+
+
+def _opaque(method: Any) -> Any:
+    """``method``, which captured graphs do not look into; plain code pays nothing for that."""
+    hidden = torch.compiler.disable(method)
+
+    def chosen(*args: Any) -> Any:
+        return (hidden if torch.compiler.is_compiling() else method)(*args)
+
+    return functools.wraps(method)(chosen)
 
 
 class Past(NamedTuple):
@@ -53,7 +64,7 @@ class Pasts:
         self._entries: dict[int, _Entry] = {}
         self._limit = _KEPT
 
-    @torch.compiler.disable
+    @_opaque
     def find(self, mem: Tensor) -> Past | None:
         """The past of ``mem``, detached if ``mem`` is; None if it was not returned here as it is now."""
         entry = self._entries.get(mem.untyped_storage()._cdata)
@@ -66,7 +77,7 @@ class Pasts:
         history, log = entry.past
         return Past(history.each(Tensor.detach) if mem.grad_fn is None else history, log)
 
-    @torch.compiler.disable
+    @_opaque
     def is_copy(self, mem: Tensor, last: Tensor | None) -> bool:
         """Whether an unknown ``mem`` is, to the last bit and not zero, the ``last`` one returned here."""
         if last is None or last is mem or last.shape != mem.shape or last.device != mem.device:
@@ -80,7 +91,7 @@ class Pasts:
             return False
         return torch.equal(last.to(mem.dtype), mem) and bool(mem.any())
 
-    @torch.compiler.disable
+    @_opaque
     def add(self, mem: Tensor, past: Past) -> None:
         """``mem`` was returned, with this past."""
         storage = StorageWeakRef(mem.untyped_storage())

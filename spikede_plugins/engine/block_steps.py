@@ -147,12 +147,14 @@ class Taken(NamedTuple):
 
     Attributes:
         charged: the charged potential h ``[*shape]``.
-        inside: the rows of the block with their graph, the newest included ``[place, *shape]``.
+        rows: all rows that are kept, the newest included, with their graph.
+        inside: of these the rows of the block ``[place, *shape]``.
         minus: as it was given, with the graph of this step.
         sum: minus the whole memory sum ``[*shape]``, if asked for.
     """
 
     charged: Tensor
+    rows: Tensor
     inside: Tensor
     minus: Tensor
     sum: Tensor | None
@@ -162,8 +164,8 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, kernel: Kernel, place: int, channel_dim: int | None, keep_sum: bool, log: HistoryLog,
-        charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor, known: Tensor, inside: Tensor,
-        minus: Tensor, gain: Tensor, weights: Tensor,
+        charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor, known: Tensor, before: Tensor,
+        inside: Tensor, minus: Tensor, gain: Tensor, weights: Tensor,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         kernel = _detached(kernel, weights, None)
         rows, newest, commit = known, None, None
@@ -188,26 +190,31 @@ class _Step(torch.autograd.Function):
             commit()
         need = ctx.needs_input_grad
         ctx.numbers = (kernel, place, channel_dim, origin is not None)
-        ctx.block_rows = block_rows if need[13] else None  # never written again (see HistoryLog)
-        if need[12]:
+        ctx.block_rows = block_rows if need[14] else None  # never written again (see HistoryLog)
+        ctx.before = rows.shape[0] - place
+        if need[13]:
             ctx.save_for_backward(charged, v if origin is None else origin)
         ctx.set_materialize_grads(False)
         return h, rows.detach(), block_rows.detach(), minus.detach(), total if keep_sum else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
-        grad_h, _, grad_inside, delta, grad_sum = grads
+        grad_h, grad_rows, grad_inside, delta, grad_sum = grads
         kernel, place, channel_dim, apart = ctx.numbers
         need = ctx.needs_input_grad
-        if (need[12] or need[13]) and torch.is_grad_enabled():
+        if (need[13] or need[14]) and torch.is_grad_enabled():
             raise StateError(SECOND_DERIVATIVES)
         given = next((g for g in grads if g is not None), None)
         if given is None:
-            return (None,) * 14
+            return (None,) * 15
         shape = given.shape if given is grad_h or given is grad_sum else given.shape[1:]
         like = given
         d = like.new_zeros(shape) if grad_h is None else grad_h
         own = d if grad_sum is None else d + grad_sum
+        grad_before = None
+        if grad_rows is not None:  # whoever takes all rows, the beginning of the next block above all
+            grad_before, of_block = grad_rows.split([ctx.before, place])
+            grad_inside = of_block if grad_inside is None else grad_inside + of_block
         late = None if grad_inside is None or not place else grad_inside[-1]
         if cpu.serves_steps(shape, d, kernel, channel_dim) and not torch.is_grad_enabled():
             delta = empty((BLOCK, *shape), like).zero_() if delta is None else delta.contiguous()
@@ -233,17 +240,18 @@ class _Step(torch.autograd.Function):
             if not apart and grad_origin is not None:
                 grad_v, grad_origin = grad_v + grad_origin, None
         grad_gain = grad_weights = None
-        if need[12]:
+        if need[13]:
             charged, from_ = ctx.saved_tensors
             grad_gain = _sum_to(d * (charged - from_), kernel.gain, channel_dim)
-        if need[13]:
+        if need[14]:
             grad_weights = torch.zeros_like(kernel.weights)
             if place:
                 found = correlate(own.unsqueeze(0), ctx.block_rows, channel_dim, kernel.weights.shape[-1])
                 grad_weights[:place] = -found[0].flip(0)
         return (
             None, None, None, None, None, grad_c, grad_v, grad_origin if apart else None, grad_start, None,
-            grad_inside[:-1] if grad_inside is not None and place else None, delta, grad_gain, grad_weights,
+            grad_before, grad_inside[:-1] if grad_inside is not None and place else None, delta, grad_gain,
+            grad_weights,
         )  # fmt: skip
 
 
@@ -261,9 +269,9 @@ def _sum_to(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
 
 def take_step(
     kernel: Kernel, place: int, charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor,
-    known: Tensor, inside: Tensor, minus: Tensor, log: HistoryLog, channel_dim: int | None, *,
-    keep_sum: bool = False,
-) -> tuple[Taken, Tensor]:  # fmt: skip
+    known: Tensor, before: Tensor, inside: Tensor, minus: Tensor, log: HistoryLog,
+    channel_dim: int | None, *, keep_sum: bool = False,
+) -> Taken:  # fmt: skip
     """The step at ``place`` of an open block.
 
     Args:
@@ -274,18 +282,19 @@ def take_step(
         origin: the potential that was charged where that is not ``v``.
         start: the potential the run started from.
         known: the rows that are kept, without the newest (with it at place 0).
-        inside: of these the rows of the block, with their graph ``[place - 1, *shape]``.
+        before: of these, with their graph, those before the block.
+        inside: and those of the block ``[place - 1, *shape]``.
         minus: as :func:`begin_block` or the step before gave it.
         log: where the newest row is written, behind ``known``.
         channel_dim: which dimension has an order each, or None.
         keep_sum: also return the memory sum (minus it), with its graph.
 
     Returns:
-        The step, and all rows kept (without a graph). Differentiable in charged, v, origin, start, inside,
-        minus, gain and weights.
+        The step, differentiable in charged, v, origin, start, before, inside, minus, gain and weights.
     """
-    h, rows, block_rows, minus, total = _Step.apply(
-        kernel, place, channel_dim, keep_sum, log, charged, v, origin, start, known.detach(), inside, minus,
-        kernel.gain, kernel.weights,
+    return Taken(
+        *_Step.apply(
+            kernel, place, channel_dim, keep_sum, log, charged, v, origin, start, known.detach(), before,
+            inside, minus, kernel.gain, kernel.weights,
+        )
     )  # fmt: skip
-    return Taken(h, block_rows, minus, total), rows.detach()

@@ -188,11 +188,11 @@ class Step:
 
     def _take(self, charged: Tensor, origin: Tensor | None, start: Tensor, block: OpenBlock) -> Tensor:
         """The charged potential of a step in an open block, which then ends with this step."""
-        taken, rows = take_step(
-            self.kernel, self.place, charged, self.v, origin, start, self.rows, block.inside, block.minus,
-            self.log, self.channel_dim, keep_sum=self.several,
+        taken = take_step(
+            self.kernel, self.place, charged, self.v, origin, start, self.rows, block.before, block.inside,
+            block.minus, self.log, self.channel_dim, keep_sum=self.several,
         )  # fmt: skip
-        self.rows = joined(rows, block.before, taken.inside)
+        self.rows = taken.rows
         self.log.keep_open(self.rows, block._replace(inside=taken.inside, minus=taken.minus))
         self.log.hand_on(self.rows)
         self.block = None

@@ -13,6 +13,8 @@ import torch
 
 #: Below this many multiply-adds a second thread costs more than it saves.
 _WORTH_A_THREAD = 200_000
+#: Below this many a piece costs more than what it spares a thread that waits.
+_WORTH_A_PIECE = 5_000_000
 
 _pool_lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -43,8 +45,8 @@ def in_tiles(kernel: Callable[..., None], tiles: Any, work: int, *arguments: Any
     if threads <= 1:
         kernel(*arguments, tiles, 0, count)
         return
-    # A few pieces a thread: one that is held up does not hold up all.
-    pieces = min(count, 4 * threads)
+    # A few pieces a thread, as far as they are worth their call: one that is held up does not hold up all.
+    pieces = min(count, threads * max(1, min(4, work // (threads * _WORTH_A_PIECE))))
     bounds = [count * i // pieces for i in range(pieces + 1)]
     pool = _workers(threads - 1)
     remaining = iter(list(pairwise(bounds)))
