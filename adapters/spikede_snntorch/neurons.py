@@ -31,10 +31,11 @@ from spikede_plugins.engine import (
 from spikede_plugins.errors import ExportError, OptionTypeError, SpikedeWarning
 
 from .closures import unwrap, wrap
+from .codes import delayed_reset
 from .pasts import Past, Pasts
 
 #: What a fractional neuron has and its native one has not.
-_OWN = ("_pasts", "_step", "_past", "_last")
+_OWN = ("_pasts", "_step", "_past", "_last", "_entered")
 
 
 class FractionalNeuron(snn.SpikingNeuron):
@@ -57,6 +58,7 @@ class FractionalNeuron(snn.SpikingNeuron):
     _step: Step | None
     _past: Past | None
     _last: Tensor | None
+    _entered: Tensor | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise OptionTypeError(
@@ -78,6 +80,9 @@ class FractionalNeuron(snn.SpikingNeuron):
         _refuse_export(self)
         _put(self, "_last", self.mem)
         try:
+            out = self._fused(*args, **kwargs)
+            if out is not None:
+                return out
             out = super().forward(*args, **kwargs)
             if self._past is not None:
                 self._remember(self._past, out)
@@ -86,21 +91,33 @@ class FractionalNeuron(snn.SpikingNeuron):
                 _put(self, name, None)
         return out
 
+    def _fused(self, *args: Any, **kwargs: Any) -> Any:
+        """The whole step by a kernel, for neurons that have one; None to take the native way."""
+        return None
+
     def mem_reset(self, mem: Tensor) -> Tensor:
         # The native forward asks for the reset once a step, when it has settled which membrane it starts
         # from and before it charges.
         if not self.fractional.is_native:
-            past = self._pasts.find(mem)
-            if past is None:
-                if self._pasts.is_copy(mem, self._last):
-                    warnings.warn(_COPIED.format(type(self).__name__), SpikedeWarning, stacklevel=2)
-                past = Past(FRESH, HistoryLog())
-            mem = self.mem = mem.to(state_dtype(mem))
-            history = _like(past.history, mem)
-            twice = self.reset_mechanism == "zero"  # some neurons then charge from two membranes
-            _put(self, "_step", Step(self.fractional, mem, history, past.log, several=twice))
-            _put(self, "_past", Past(history, past.log))
+            step = self._step
+            if step is None or step.v is not mem:  # else it began on the fused way
+                step = self._begin_step(mem)
+            mem = self.mem = step.v
         return super().mem_reset(mem)
+
+    def _begin_step(self, mem: Tensor) -> Step:
+        past = self._pasts.find(mem)
+        if past is None:
+            if self._pasts.is_copy(mem, self._last):
+                warnings.warn(_COPIED.format(type(self).__name__), SpikedeWarning, stacklevel=3)
+            past = Past(FRESH, HistoryLog())
+        mem = mem.to(state_dtype(mem))
+        history = _like(past.history, mem)
+        twice = self.reset_mechanism == "zero"  # some neurons then charge from two membranes
+        step = Step(self.fractional, mem, history, past.log, several=twice)
+        _put(self, "_step", step)
+        _put(self, "_past", Past(history, past.log))
+        return step
 
     def _base_state_function(self, input_: Tensor) -> Any:
         return self._charged(super()._base_state_function, input_)
@@ -155,6 +172,8 @@ class FractionalNeuron(snn.SpikingNeuron):
     def __getstate__(self) -> dict[str, Any]:
         """A state that can be copied and pickled after a forward pass too: the values, not the graph."""
         past = self._pasts.find(self.mem)
+        if self._entered is not None:
+            self.reset  # noqa: B018 - a fused step leaves it to whoever asks
         state = {key: value for key, value in vars(self).items() if key not in _OWN}
         state["_buffers"] = {key: _without_graph(value) for key, value in self._buffers.items()}
         history = FRESH if past is None else past.history.each(Tensor.detach)
@@ -194,7 +213,7 @@ def _without_graph(value: Any) -> Any:
 
 
 def _begin(neuron: nn.Module) -> None:
-    vars(neuron).update(_pasts=Pasts(), _step=None, _past=None, _last=None)
+    vars(neuron).update(_pasts=Pasts(), _step=None, _past=None, _last=None, _entered=None)
 
 
 _COPIED = (
@@ -215,9 +234,55 @@ def _refuse_export(neuron: nn.Module) -> None:
 
 
 class FractionalLeaky(FractionalNeuron, snn.Leaky):
-    """``Leaky``: charge(mem) = beta mem + x."""
+    """``Leaky``: charge(mem) = beta mem + x.
+
+    With one beta, a fixed threshold, a delayed reset and a surrogate that the engine knows by name, a step is
+    one fused kernel; else the native code with a fractional charge.
+    """
 
     native_class = snn.Leaky
+
+    def _fused(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        given = self.mem if mem is None else mem
+        if (
+            torch.compiler.is_compiling()
+            or (mem is not None and self.init_hidden)
+            or not isinstance(given, Tensor)
+            or given.shape != input_.shape
+            or given.dtype != torch.float32
+            or not input_.is_floating_point()
+        ):
+            return None
+        code = delayed_reset(self)
+        if code is None or self.beta.numel() != 1:
+            return None
+        step = self._begin_step(given)
+        past = self._past
+        if not step.fires or past is None:
+            return None
+        leak = self.beta.clamp(0, 1).reshape(()).to(given)
+        spikes, after, history = step.fire(code, input_.to(given.dtype), leak)
+        if history.start is step.v:  # the user may write to the tensor that the sequence started from
+            history = history._replace(start=step.v.clone())
+        _put(self, "_entered", given.detach())
+        self.mem = after
+        self._pasts.add(after, Past(history, past.log))
+        return spikes if self.init_hidden and not self.output else (spikes, after)
+
+    @property
+    def reset(self) -> Tensor:
+        """Where the newest step reset the membrane that it was given, as the native code leaves it."""
+        if self._entered is not None:  # a fused step leaves it to whoever asks
+            self.reset = (self._entered > self.threshold).to(self._entered.dtype)
+        try:
+            return vars(self)["reset"]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has taken no step, it has no reset.") from None
+
+    @reset.setter
+    def reset(self, value: Tensor) -> None:
+        attributes = self.__dict__
+        attributes.update(reset=value, _entered=None)
 
 
 class FractionalLapicque(FractionalNeuron, snn.Lapicque):

@@ -1,6 +1,7 @@
 """Runs a solver over time: one step of any neuron, or a scan over T steps of elementwise ones."""
 
 from spikede_plugins.engine.affine import AffineCode, affine_neuron
+from spikede_plugins.engine.fire_steps import DelayedReset
 from spikede_plugins.engine.history import HistoryLog
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
 from spikede_plugins.engine.scan import ElementwiseNeuron, can_scan, scan
@@ -9,6 +10,7 @@ from spikede_plugins.engine.step import FRESH, History, Step, charge_step, forge
 __all__ = [
     "FRESH",
     "AffineCode",
+    "DelayedReset",
     "ElementwiseNeuron",
     "FractionalOperator",
     "History",

@@ -5,9 +5,9 @@ Within a block, a step looks at the rows of the block only:
     h_k = c_k + (g - 1)(c_k - v) + minus_i - sum_{m=1..i} W_m u_{k-m},    minus_i = -(sum over what is older)
 
 with i the place of the step. Backward, a step takes the adjoints of the later steps of its block, which come
-to it as the gradient of ``minus [B, *shape]``: each step adds its own, ``delta_k``, and hands all of them on
-to the step before, and the first of the block to what is older. So nothing is copied on the way, and a step
-costs the lags inside its block, forward and backward.
+to it as the gradient of ``minus [B, *shape]``: each step puts in its own, ``delta_k``, and hands all of them
+on to the step before, and the first of the block to what is older. So nothing is copied on the way, and a
+step costs the lags inside its block, forward and backward.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from spikede_plugins.engine.blocks import (
     spread_traces,
     unfold,
 )
-from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.history import SECOND_DERIVATIVES, HistoryLog, combine, correlate
 from spikede_plugins.engine.operator import Kernel
 from spikede_plugins.errors import StateError
@@ -163,9 +162,9 @@ class Taken(NamedTuple):
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, kernel: Kernel, place: int, channel_dim: int | None, keep_sum: bool, log: HistoryLog,
-        charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor, known: Tensor, before: Tensor,
-        inside: Tensor, minus: Tensor, gain: Tensor, weights: Tensor,
+        ctx: Any, kernel: Kernel, place: int, first: bool, channel_dim: int | None, keep_sum: bool,
+        log: HistoryLog, charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor, known: Tensor,
+        before: Tensor, inside: Tensor, minus: Tensor, gain: Tensor, weights: Tensor,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         kernel = _detached(kernel, weights, None)
         rows, newest, commit = known, None, None
@@ -189,10 +188,10 @@ class _Step(torch.autograd.Function):
         if commit is not None:
             commit()
         need = ctx.needs_input_grad
-        ctx.numbers = (kernel, place, channel_dim, origin is not None)
-        ctx.block_rows = block_rows if need[14] else None  # never written again (see HistoryLog)
+        ctx.numbers = (kernel, place, first, channel_dim, origin is not None)
+        ctx.block_rows = block_rows if need[15] else None  # never written again (see HistoryLog)
         ctx.before = rows.shape[0] - place
-        if need[13]:
+        if need[14]:
             ctx.save_for_backward(charged, v if origin is None else origin)
         ctx.set_materialize_grads(False)
         return h, rows.detach(), block_rows.detach(), minus.detach(), total if keep_sum else None
@@ -200,13 +199,13 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
         grad_h, grad_rows, grad_inside, delta, grad_sum = grads
-        kernel, place, channel_dim, apart = ctx.numbers
+        kernel, place, first, channel_dim, apart = ctx.numbers
         need = ctx.needs_input_grad
-        if (need[13] or need[14]) and torch.is_grad_enabled():
+        if (need[14] or need[15]) and torch.is_grad_enabled():
             raise StateError(SECOND_DERIVATIVES)
         given = next((g for g in grads if g is not None), None)
         if given is None:
-            return (None,) * 15
+            return (None,) * 16
         shape = given.shape if given is grad_h or given is grad_sum else given.shape[1:]
         like = given
         d = like.new_zeros(shape) if grad_h is None else grad_h
@@ -217,13 +216,13 @@ class _Step(torch.autograd.Function):
             grad_inside = of_block if grad_inside is None else grad_inside + of_block
         late = None if grad_inside is None or not place else grad_inside[-1]
         if cpu.serves_steps(shape, d, kernel, channel_dim) and not torch.is_grad_enabled():
-            delta = empty((BLOCK, *shape), like).zero_() if delta is None else delta.contiguous()
+            delta = cpu.adjoints_of_block(delta, shape, like, place, first)
             grad_c, grad_v, grad_origin = cpu.step_adjoint(
-                kernel, place, d, own, delta, late, apart or need[8], channel_dim
+                kernel, place, d, own, delta, late, apart or need[9], channel_dim
             )
         else:
             later = like.new_zeros(BLOCK, *shape) if delta is None else delta
-            delta = torch.cat([later[:place], (later[place] + own).unsqueeze(0), later[place + 1 :]])
+            delta = torch.cat([later[:place], own.unsqueeze(0), later[place + 1 :]])
             g = _spread(kernel.gain, shape, channel_dim)
             grad_c, grad_origin = g * d, (1.0 - g) * d
             grad_v = torch.zeros_like(d)
@@ -232,26 +231,26 @@ class _Step(torch.autograd.Function):
                 grad_v = -combine(lags, delta[place:], channel_dim)[0]
             if late is not None:
                 grad_v = grad_v + late
-            if not (apart or need[8]):
+            if not (apart or need[9]):
                 grad_v, grad_origin = grad_v + grad_origin, None
         grad_start = None
-        if need[8]:
+        if need[9]:
             grad_start = -grad_v if place else None
             if not apart and grad_origin is not None:
                 grad_v, grad_origin = grad_v + grad_origin, None
         grad_gain = grad_weights = None
-        if need[13]:
+        if need[14]:
             charged, from_ = ctx.saved_tensors
             grad_gain = _sum_to(d * (charged - from_), kernel.gain, channel_dim)
-        if need[14]:
+        if need[15]:
             grad_weights = torch.zeros_like(kernel.weights)
             if place:
                 found = correlate(own.unsqueeze(0), ctx.block_rows, channel_dim, kernel.weights.shape[-1])
                 grad_weights[:place] = -found[0].flip(0)
         return (
-            None, None, None, None, None, grad_c, grad_v, grad_origin if apart else None, grad_start, None,
-            grad_before, grad_inside[:-1] if grad_inside is not None and place else None, delta, grad_gain,
-            grad_weights,
+            None, None, None, None, None, None, grad_c, grad_v, grad_origin if apart else None, grad_start,
+            None, grad_before, grad_inside[:-1] if grad_inside is not None and place else None, delta,
+            grad_gain, grad_weights,
         )  # fmt: skip
 
 
@@ -268,7 +267,7 @@ def _sum_to(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def take_step(
-    kernel: Kernel, place: int, charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor,
+    kernel: Kernel, place: int, first: bool, charged: Tensor, v: Tensor, origin: Tensor | None, start: Tensor,
     known: Tensor, before: Tensor, inside: Tensor, minus: Tensor, log: HistoryLog,
     channel_dim: int | None, *, keep_sum: bool = False,
 ) -> Taken:  # fmt: skip
@@ -277,6 +276,7 @@ def take_step(
     Args:
         kernel: gain and weights.
         place: which step of the block; at 0 all rows are there already.
+        first: whether it is the first that is taken in the block.
         charged: the native charge ``[*shape]``.
         v: the potential carried into the step, whose deviation from ``start`` is the newest row (place > 0).
         origin: the potential that was charged where that is not ``v``.
@@ -294,7 +294,7 @@ def take_step(
     """
     return Taken(
         *_Step.apply(
-            kernel, place, channel_dim, keep_sum, log, charged, v, origin, start, known.detach(), before,
-            inside, minus, kernel.gain, kernel.weights,
+            kernel, place, first, channel_dim, keep_sum, log, charged, v, origin, start, known.detach(),
+            before, inside, minus, kernel.gain, kernel.weights,
         )
     )  # fmt: skip

@@ -26,6 +26,7 @@ from spikede_plugins.exponentials import BLOCK
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
     from spikede_plugins.engine.blocks import Block
+    from spikede_plugins.engine.fire_steps import DelayedReset
     from spikede_plugins.engine.history import HistoryLog
     from spikede_plugins.engine.operator import Kernel
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
@@ -385,11 +386,26 @@ def step(
     return h, total
 
 
+def adjoints_of_block(
+    later: Tensor | None, shape: torch.Size, like: Tensor, place: int, first: bool
+) -> Tensor:
+    """The adjoints of the later steps of a block ``[BLOCK, *shape]``, with room for that at ``place``.
+
+    Each step of the block will put in its own; those that were never taken are zero.
+    """
+    delta = empty((BLOCK, *shape), like) if later is None else later.contiguous()
+    if later is None:
+        delta[place + 1 :] = 0.0
+    if first:
+        delta[:place] = 0.0
+    return delta
+
+
 def step_adjoint(
     kernel: Kernel, place: int, d: Tensor, own: Tensor, delta: Tensor, late: Tensor | None, apart: bool,
     channel_dim: int | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Adds ``own`` to its place in ``delta``; gradients of charged, v and, with ``apart``, the origin."""
+    """Puts ``own`` in its place in ``delta``; gradients of charged, v and, with ``apart``, the origin."""
     k, numbers = _kernels(), _numbers(kernel, False)
     number = numbers.weights.dtype.type
     grad_c, grad_v = (torch.empty(d.shape, dtype=d.dtype) for _ in range(2))
@@ -404,3 +420,61 @@ def step_adjoint(
         apart,
     )  # fmt: skip
     return grad_c, grad_v, grad_origin
+
+
+def by_channel(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
+    """``[S]`` numbers shaped to broadcast against a single time step ``shape``."""
+    return values.reshape([-1 if dim == channel_dim else 1 for dim in range(len(shape))])
+
+
+def fire_step(
+    kernel: Kernel, code: DelayedReset, leak: Tensor, place: int, x: Tensor, v: Tensor, start: Tensor,
+    rows: Tensor, minus: Tensor, channel_dim: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Spikes and potential of a step of a block (``engine.fire_steps``); writes the newest of ``rows``."""
+    k, numbers = _kernels(), _numbers(kernel, False)
+    number = numbers.weights.dtype.type
+    spikes, h = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
+    at_v, zero = _row(v), not any(start.stride())
+    in_tiles(
+        k.fire_step, _tiles(v.shape, kernel.gain.shape[-1], channel_dim), v.numel() * (place + 8),
+        _row(x), at_v, at_v if zero else _row(start), not zero, rows.view(place, v.numel()).numpy(),
+        _row(minus[place]), numbers.weights, numbers.gain - number(1.0), number(leak.item()),
+        number(code.threshold), k.DELAYED_RESETS.index(code.reset), number(1.0),
+        spikes.view(-1).numpy(), h.view(-1).numpy(),
+    )  # fmt: skip
+    return spikes, h
+
+
+def fire_step_adjoint(
+    kernel: Kernel, code: DelayedReset, leak: Tensor, place: int, x: Tensor | None, v: Tensor, h: Tensor,
+    grad_s: Tensor | None, grad_h: Tensor | None, delta: Tensor, late: Tensor | None, keep_own: bool,
+    channel_dim: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The gradients of x and v; the adjoint of the step if asked for; with ``x`` the levers.
+
+    Puts the adjoint in its place in ``delta``. Levers are ``sum delta o`` and ``sum delta x`` by channel.
+    """
+    k, numbers = _kernels(), _numbers(kernel, False)
+    number = numbers.weights.dtype.type
+    grad_x, grad_v = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
+    own = torch.empty(v.shape, dtype=v.dtype) if keep_own else None
+    channels = kernel.gain.shape[-1]
+    tiles = _tiles(v.shape, channels, channel_dim)
+    levers = np.zeros((len(tiles) if x is not None else 0, 2))
+    at_h, into_x = _row(h), grad_x.view(-1).numpy()
+    in_tiles(
+        k.fire_step_adjoint, tiles, v.numel() * (BLOCK - place + 12),
+        at_h if grad_s is None else _row(grad_s.to(v.dtype)), grad_s is not None,
+        at_h if grad_h is None else _row(grad_h), grad_h is not None, at_h, _row(v),
+        delta.view(BLOCK, -1).numpy(), place, at_h if late is None else _row(late), late is not None,
+        numbers.weights, numbers.gain, number(leak.item()), number(code.threshold),
+        k.DELAYED_RESETS.index(code.reset), k.SURROGATES.index(code.surrogate), number(code.surrogate_alpha),
+        number(1.0), at_h if x is None else _row(x), levers, x is not None, into_x,
+        grad_v.view(-1).numpy(), into_x if own is None else own.view(-1).numpy(), keep_own,
+    )  # fmt: skip
+    if x is None:
+        return grad_x, grad_v, own, None
+    found = np.zeros((channels, 2))
+    np.add.at(found, tiles[:, 2], levers)
+    return grad_x, grad_v, own, torch.from_numpy(found).to(v.dtype)

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-TILE = 128
+TILE = 512
 
 # How charge is written (see ``AffineCode``): the same number, rounded as the framework rounds it.
 INTEGRATE, DIVIDE_INPUT, DIVIDE, DIVIDE_SHORT, FACTOR_INPUT, FACTOR, FACTOR_SHORT = range(7)
+# Resets that act in the step after the spike (see ``engine.fire_steps``).
+DELAYED_RESETS = ("none", "subtract", "zero")
 # Surrogates in the order of the slopes below.
 SURROGATES = (
     "sigmoid", "atan", "piecewise_quadratic", "piecewise_exp", "soft_sign", "super_spike", "erf",
@@ -34,15 +36,17 @@ _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
 
 
 @njit(fastmath={"contract"}, **_OPTIONS)
-def add_history(total, weights, rows, newest, step, count, lags):
-    """``total[i] += sum_{m < lags} weights[m] rows[newest + m step, i]`` for ``i < count``."""
-    m = 0
+def add_history(total, weights, rows, column, newest, step, count, lags):
+    """``total[i] += sum_{m < lags} weights[m] rows[newest + m step, column + i]`` for ``i < count``."""
+    m, stop = 0, column + count
     while m + 8 <= lags:
         w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
         w4, w5, w6, w7 = weights[m + 4], weights[m + 5], weights[m + 6], weights[m + 7]
         r = newest + m * step
-        u0, u1, u2, u3 = rows[r], rows[r + step], rows[r + 2 * step], rows[r + 3 * step]
-        u4, u5, u6, u7 = rows[r + 4 * step], rows[r + 5 * step], rows[r + 6 * step], rows[r + 7 * step]
+        u0, u1 = rows[r, column:stop], rows[r + step, column:stop]
+        u2, u3 = rows[r + 2 * step, column:stop], rows[r + 3 * step, column:stop]
+        u4, u5 = rows[r + 4 * step, column:stop], rows[r + 5 * step, column:stop]
+        u6, u7 = rows[r + 6 * step, column:stop], rows[r + 7 * step, column:stop]
         for i in range(count):
             t = total[i]
             t += w0 * u0[i]
@@ -56,7 +60,7 @@ def add_history(total, weights, rows, newest, step, count, lags):
             total[i] = t
         m += 8
     while m < lags:
-        w, u = weights[m], rows[newest + m * step]
+        w, u = weights[m], rows[newest + m * step, column:stop]
         for i in range(count):
             total[i] += w * u[i]
         m += 1
@@ -334,7 +338,7 @@ def step(
 ):  # fmt: skip
     """One step of a block: writes the newest of its ``rows``, the charged potential, and minus the sum."""
     lags = rows.shape[0]
-    local, known = np.empty((lags, TILE), h.dtype), np.empty(TILE, h.dtype)
+    known = np.empty(TILE, h.dtype)
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count
@@ -342,19 +346,15 @@ def step(
         for i in range(count):
             known[i] = -older[i]
         if lags:
-            load(local, rows, 0, lags - 1, column, count)
-            kept, newest = local[lags - 1], rows[lags - 1, column:stop]
-            now = v[column:stop]
+            now, newest = v[column:stop], rows[lags - 1, column:stop]
             if has_start:
                 begun = start[column:stop]
                 for i in range(count):
-                    kept[i] = now[i] - begun[i]
+                    newest[i] = now[i] - begun[i]
             else:
                 for i in range(count):
-                    kept[i] = now[i]
-            for i in range(count):
-                newest[i] = kept[i]
-            add_history(known, weights[channel], local, lags - 1, -1, count, lags)
+                    newest[i] = now[i]
+            add_history(known, weights[channel], rows, column, lags - 1, -1, count, lags)
         c, out, then = charged[column:stop], h[column:stop], origin[column:stop]
         for i in range(count):
             out[i] = c[i] + bracket * (c[i] - then[i]) - known[i]
@@ -371,25 +371,19 @@ def step_adjoint(
 ):  # fmt: skip
     """The adjoint of :func:`step`; ``delta [BLOCK, N]`` holds those of the later steps of the block."""
     size = delta.shape[0]
-    local, total = np.empty((size, TILE), d.dtype), np.empty(TILE, d.dtype)
+    total = np.empty(TILE, d.dtype)
     zero = one - one
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count
         gain = gains[channel]
-        mine, here, kept = own[column:stop], delta[place, column:stop], local[0]
+        mine, here = own[column:stop], delta[place, column:stop]
         for i in range(count):
-            kept[i] = here[i] + mine[i]
-        for i in range(count):
-            here[i] = kept[i]
+            here[i] = mine[i]
         for i in range(count):
             total[i] = zero
         if place:
-            for r in range(place + 1, size):
-                there, into = delta[r, column:stop], local[r - place]
-                for i in range(count):
-                    into[i] = there[i]
-            add_history(total, weights[channel], local, 0, 1, count, size - place)
+            add_history(total, weights[channel], delta, column, place, 1, count, size - place)
         given, into_c, into_v = d[column:stop], grad_c[column:stop], grad_v[column:stop]
         for i in range(count):
             into_c[i] = gain * given[i]
@@ -471,7 +465,7 @@ def forward(
                     for i in range(count):
                         total[i] = zero
                 end = entering + k - origin
-                add_history(total, w, local, end - 1, -1, count, min(place + k - first, limit))
+                add_history(total, w, local, 0, end - 1, -1, count, min(place + k - first, limit))
                 charge(c, v, x[k, column:stop], count, form, leak, rest)
                 # Short loops over few arrays: the compiler makes vector code of each.
                 for i in range(count):
@@ -622,7 +616,7 @@ def backward(
                 d = into[k]
                 for i in range(count):
                     total[i] = d[i]
-                add_history(total, w, into, k + 1, 1, count, min(last - 1 - k, limit))
+                add_history(total, w, into, 0, k + 1, 1, count, min(last - 1 - k, limit))
                 h = rebuilt[:count]
                 if rebuild:
                     mark = marks[k, column:stop]
@@ -717,3 +711,115 @@ def backward(
         if keep_levers:
             levers[t, 0] = by_lever
             levers[t, 1] = by_input
+
+
+@njit(**_OPTIONS)
+def fire_step(
+    x, v, start, has_start, rows, minus, weights, brackets, leak, threshold, reset, one, spikes, h, tiles,
+    first_tile, last_tile,
+):  # fmt: skip
+    """A step of a block of a leaky neuron with a delayed reset; writes the newest of its ``rows``."""
+    lags = rows.shape[0]
+    zero = one - one
+    known = np.empty(TILE, h.dtype)
+    origin, above, c = np.empty(TILE, h.dtype), np.empty(TILE, h.dtype), np.empty(TILE, h.dtype)
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        stop = column + count
+        older, bracket, now, given = minus[column:stop], brackets[channel], v[column:stop], x[column:stop]
+        for i in range(count):
+            known[i] = -older[i]
+        if lags:
+            newest = rows[lags - 1, column:stop]
+            if has_start:
+                begun = start[column:stop]
+                for i in range(count):
+                    newest[i] = now[i] - begun[i]
+            else:
+                for i in range(count):
+                    newest[i] = now[i]
+            add_history(known, weights[channel], rows, column, lags - 1, -1, count, lags)
+        for i in range(count):
+            above[i] = one if now[i] > threshold else zero
+        if reset == 2:
+            for i in range(count):
+                origin[i] = (one - above[i]) * now[i]
+        else:
+            for i in range(count):
+                origin[i] = now[i]
+        for i in range(count):
+            c[i] = leak * origin[i] + given[i]
+        for i in range(count):
+            c[i] = c[i] + bracket * (c[i] - origin[i]) - known[i]
+        if reset == 1:
+            for i in range(count):
+                c[i] = c[i] - above[i] * threshold
+        out, fired = h[column:stop], spikes[column:stop]
+        for i in range(count):
+            out[i] = c[i]
+        for i in range(count):
+            fired[i] = one if c[i] > threshold else zero
+
+
+@njit(**_OPTIONS)
+def fire_step_adjoint(
+    grad_s, has_s, grad_h, has_h, h, v, delta, place, late, has_late, weights, gains, leak, threshold, reset,
+    kind, sharpness, one, x, levers, keep_levers, grad_x, grad_v, own, keep_own, tiles, first_tile, last_tile,
+):  # fmt: skip
+    """The adjoint of :func:`fire_step`; ``delta [BLOCK, N]`` holds those of the later steps of the block."""
+    size = delta.shape[0]
+    total, keeps = np.empty(TILE, h.dtype), np.empty(TILE, h.dtype)
+    slope, d, origin = np.empty(TILE, h.dtype), np.empty(TILE, h.dtype), np.empty(TILE, h.dtype)
+    zero = one - one
+    for t in range(first_tile, last_tile):
+        column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        stop = column + count
+        gain = gains[channel]
+        if has_h:
+            into_h = grad_h[column:stop]
+            for i in range(count):
+                d[i] = into_h[i]
+        else:
+            for i in range(count):
+                d[i] = zero
+        if has_s:
+            surrogate_slope(slope, h[column:stop], count, threshold, kind, sharpness, one)
+            into_s = grad_s[column:stop]
+            for i in range(count):
+                d[i] += slope[i] * into_s[i]
+        if keep_own:
+            mine = own[column:stop]
+            for i in range(count):
+                mine[i] = d[i]
+        there = delta[place, column:stop]
+        for i in range(count):
+            there[i] = d[i]
+        for i in range(count):
+            total[i] = zero
+        if place:
+            add_history(total, weights[channel], delta, column, place, 1, count, size - place)
+            if has_late:
+                handed = late[column:stop]
+                for i in range(count):
+                    total[i] -= handed[i]
+        into_x, into_v, now = grad_x[column:stop], grad_v[column:stop], v[column:stop]
+        for i in range(count):
+            into_x[i] = gain * d[i]
+        carried = gain * leak + (one - gain)
+        if reset == 2:
+            for i in range(count):
+                keeps[i] = one if now[i] <= threshold else zero
+            for i in range(count):
+                into_v[i] = keeps[i] * carried * d[i] - total[i]
+        else:
+            for i in range(count):
+                into_v[i] = carried * d[i] - total[i]
+        if keep_levers:
+            if reset == 2:
+                for i in range(count):
+                    origin[i] = keeps[i] * now[i]
+            else:
+                for i in range(count):
+                    origin[i] = now[i]
+            levers[t, 0] = _dot(d, origin, count)
+            levers[t, 1] = _dot(d, x[column:stop], count)

@@ -31,12 +31,14 @@ class OpenBlock(NamedTuple):
         inside: the rows of the block itself, with their graph.
         minus: for each step of the block, minus its sum over what is older than the block ``[B, *shape]``.
         source: what tells the weights of these sums.
+        first: the place of the first step that was taken in it.
     """
 
     before: Tensor
     inside: Tensor
     minus: Tensor
     source: object
+    first: int = 0
 
 
 #: The attribute of history rows with a graph that holds the block they are in.

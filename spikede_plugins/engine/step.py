@@ -13,8 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikede_plugins.engine.block_steps import begin_block, take_step
+from spikede_plugins.engine import cpu
+from spikede_plugins.engine.block_steps import Taken, begin_block, take_step
 from spikede_plugins.engine.blocks import Block, blocks, fold
+from spikede_plugins.engine.fire_steps import DelayedReset, Fired, fire_step
 from spikede_plugins.engine.history import (
     HistoryLog,
     OpenBlock,
@@ -26,6 +28,7 @@ from spikede_plugins.engine.history import (
 )
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
 from spikede_plugins.errors import OptionError
+from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.memory import WindowMemory
 from spikede_plugins.solvers.base import CorrectorSolver
 
@@ -183,22 +186,62 @@ class Step:
         if found is None:  # a state that comes from elsewhere: form the sums of its block anew
             split = block.before
             begun = begin_block(kernel, rows[:split], self.traces, block, reach, self.channel_dim)
-            found = OpenBlock(rows[:split], rows[split:], begun.minus, kernel.source)
+            found = OpenBlock(rows[:split], rows[split:], begun.minus, kernel.source, block.place)
         return found
 
     def _take(self, charged: Tensor, origin: Tensor | None, start: Tensor, block: OpenBlock) -> Tensor:
         """The charged potential of a step in an open block, which then ends with this step."""
         taken = take_step(
-            self.kernel, self.place, charged, self.v, origin, start, self.rows, block.before, block.inside,
-            block.minus, self.log, self.channel_dim, keep_sum=self.several,
+            self.kernel, self.place, self.place == block.first, charged, self.v, origin, start, self.rows,
+            block.before, block.inside, block.minus, self.log, self.channel_dim, keep_sum=self.several,
         )  # fmt: skip
+        self._close(block, taken)
+        if taken.sum is not None:
+            self.sums = (-taken.sum,)
+        return taken.charged
+
+    def _close(self, block: OpenBlock, taken: Taken | Fired) -> None:
         self.rows = taken.rows
         self.log.keep_open(self.rows, block._replace(inside=taken.inside, minus=taken.minus))
         self.log.hand_on(self.rows)
         self.block = None
-        if taken.sum is not None:
-            self.sums = (-taken.sum,)
-        return taken.charged
+
+    @property
+    def fires(self) -> bool:
+        """Whether :meth:`fire` can take this step."""
+        v, start = self.v, self.v if self.start is None else self.start
+        return (
+            self.operator.steps_in_blocks
+            and not (start.requires_grad and torch.is_grad_enabled())
+            and cpu.serves_steps(v.shape, v, self.kernel, self.channel_dim)
+        )
+
+    def fire(self, code: DelayedReset, x: Tensor, leak: Tensor) -> tuple[Tensor, Tensor, History]:
+        """The whole step of a leaky neuron with a delayed reset, charge and firing: one fused kernel.
+
+        Args:
+            code: the neuron (``engine.fire_steps``).
+            x: input ``[*shape]``.
+            leak: what of the potential is left after a step, one number.
+
+        Returns:
+            Spikes, the potential carried on, and the history for the next step.
+        """
+        block, start = self.block, self.start
+        if block is None or start is None:  # the first step of a run
+            start = _start(self.v)
+            minus = self.v.new_zeros(()).expand(BLOCK, *self.v.shape)
+            fired = fire_step(
+                self.kernel, code, 0, True, x, self.v, start, self.rows, self.rows, self.rows, minus, leak,
+                HistoryLog(), self.channel_dim,
+            )  # fmt: skip
+        else:
+            fired = fire_step(
+                self.kernel, code, self.place, self.place == block.first, x, self.v, start, self.rows,
+                block.before, block.inside, block.minus, leak, self.log, self.channel_dim,
+            )  # fmt: skip
+            self._close(block, fired)
+        return fired.spikes, fired.v, History(self.rows, start, self.traces)
 
     def charge(
         self, charge: Callable[[Tensor], Tensor], base: Tensor | None = None, *, affine: bool = False
