@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine.choice import engine_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,11 @@ class Adapter(ABC):
         """The fractional operator (order, solver, memory, step size) of a fractional neuron."""
 
     def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
-        """What runs this neuron, native or fractional, with this operator, as reports show it."""
-        return "torch"
+        """What runs this neuron, native or fractional, with this operator, as reports show it.
+
+        Here: of a neuron that goes step by step through ``charge_step``.
+        """
+        return engine_of(operator, None)
 
     @abstractmethod
     def reset_state(self, module: nn.Module) -> None:

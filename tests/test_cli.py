@@ -45,8 +45,8 @@ def test_doctor_shows_versions_adapters_solvers_and_engines(capsys):
     out = capsys.readouterr().out
     for line in ("versions", "adapters", "solvers", "engines"):
         assert f"\n{line}\n" in f"\n{out}"
-    assert "torch (autograd scan)  active" in out
-    assert "fused CPU (numba)" in out
+    assert "torch                  active" in out
+    assert "fused CPU (numba)" in out and "fused GPU (Triton)" in out
     assert "accuracy 2 at alpha = 0.5, 1.5 from a t^alpha start: product trapezoidal" in out
 
 
@@ -61,7 +61,7 @@ def test_doctor_shows_what_is_broken_and_exits_with_one(capsys, tmp_path):
 def test_plan_prints_the_table_of_a_users_model(models, capsys):
     assert main(["plan", "cli_models:net", "--alpha", "0.5", "--method", "l1", "--memory", "9"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == ["1", "ToyLIF", "converted", "0.5", "l1", "window", "9", "torch"]
+    assert lines[2].split() == ["1", "ToyLIF", "converted", "0.5", "l1", "window", "9", *"torch, step by step".split()]
     assert lines[-1] == "2 converted"
 
 

@@ -14,7 +14,8 @@ from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
 
-from .neurons import FRACTIONAL, FractionalNeuron, from_native, to_native
+from .codes import delayed_reset
+from .neurons import FRACTIONAL, FractionalLeaky, FractionalNeuron, from_native, to_native
 
 #: The native classes with a membrane charge of their own, most derived first where they derive.
 _CONVERTED = tuple(cls for cls in FRACTIONAL if cls.__module__.startswith("snntorch."))
@@ -113,7 +114,9 @@ class SnnTorchAdapter(Adapter):
         return module.fractional  # type: ignore[return-value]
 
     def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
-        return engine_of(operator, None)
+        leaky: Any = module if type(module) in (snn.Leaky, FractionalLeaky) else None
+        whole = leaky is not None and leaky.beta.numel() == 1 and delayed_reset(leaky) is not None
+        return engine_of(operator, None, whole_steps=whole)
 
     def reset_state(self, module: nn.Module) -> None:
         """Zeros, as ``reset_mem`` gives; this neuron only, where ``utils.reset`` reaches all of a class."""

@@ -2,7 +2,7 @@
 
 | engine | serves |
 |---|---|
-| fused CPU (numba) | sequences of affine neurons, the history sums of every other neuron's single steps |
+| fused CPU (numba) | sequences of affine neurons, steps of Leaky, history sums of all other single steps |
 | fused GPU (Triton) | sequences of affine neurons |
 | torch | everything, on every device |
 """
@@ -20,18 +20,21 @@ def engines() -> list[tuple[str, bool, str]]:
     """Every engine: its name, whether it is active, and what it serves or why it is off."""
     no_numba, no_triton = cpu.missing(), gpu.missing()
     return [
-        ("fused CPU (numba)", not no_numba, no_numba or f"{_AFFINE}; single steps of all others"),
+        ("fused CPU (numba)", not no_numba, no_numba or f"{_AFFINE}; history sums of single steps"),
         ("fused GPU (Triton)", not no_triton, no_triton or _AFFINE),
         ("torch", True, "every neuron, order and device that the others do not serve"),
     ]
 
 
-def engine_of(operator: FractionalOperator, neuron: ElementwiseNeuron | None) -> str:
+def engine_of(
+    operator: FractionalOperator, neuron: ElementwiseNeuron | None, *, whole_steps: bool = False
+) -> str:
     """What runs a neuron layer with this operator, as reports show it.
 
     Args:
         operator: order, solver, memory, step size.
         neuron: the neuron as the scan takes it; None for one that goes step by step.
+        whole_steps: whether a kernel can take a whole step of it, charge and firing (``Step.fire``).
     """
     if neuron is not None and can_scan(operator):
         if neuron.code is None:
@@ -42,5 +45,5 @@ def engine_of(operator: FractionalOperator, neuron: ElementwiseNeuron | None) ->
         wide = ", wide channels only" if operator.order.channel_dim is not None else ""
         return f"fused {' and '.join(kinds)}{wide}"
     if operator.steps_in_blocks and not cpu.missing():
-        return "fused CPU, step by step"
+        return "fused CPU, step by step" if whole_steps else "torch, fused CPU history sums"
     return "torch, step by step"
