@@ -128,6 +128,13 @@ def test_demo_results_are_those_that_came_out() -> None:
     assert [[row[0].lower(), *row[1:]] for row in table("demo results")] == expected
 
 
+def test_benchmark_tables_are_those_that_were_written() -> None:
+    """Of a full run: nothing of it is a smoke test."""
+    assert (ROOT / "benchmarks" / "layers.md").read_text(encoding="utf-8").strip() in README
+    written = json.loads((ROOT / "benchmarks" / "layers.json").read_text(encoding="utf-8"))
+    assert not any(group.get("smoke") for group in written["groups"].values())
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
 
