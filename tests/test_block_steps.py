@@ -7,7 +7,9 @@ import torch
 
 from spikede_plugins import PerChannel, SumOfExponentials
 from spikede_plugins.engine import FRESH, FractionalOperator, HistoryLog, Step, cpu
+from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.errors import StateError
+from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.memory import as_memory
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.solvers.gl import GrunwaldLetnikov
@@ -175,6 +177,15 @@ def test_a_charge_from_another_potential_and_a_second_charge(monkeypatch, length
         return [out, *torch.autograd.grad(out.square().sum(), [x, v, *operator.parameters()])]
 
     assert_same(run(), with_torch(monkeypatch, run))
+
+
+@pytest.mark.parametrize("memory", ["full", "soe", "auto"])
+@pytest.mark.parametrize("past", [1, 15, 16, 63, 64, 100, 127, 128])
+def test_weights_reach_to_the_end_of_the_open_block(memory, past):
+    """A block forms the sums of all its steps when it begins; kernels do not look whether a weight exists."""
+    operator, v = make_operator(memory), torch.zeros(SHAPE, dtype=torch.float64)
+    block = next(blocks(past, 1, operator.reach(), False))
+    assert operator.kernel(past, v, rows=past).weights.shape[0] >= block.before + BLOCK - 1
 
 
 def test_a_start_of_zeros_is_one_number():

@@ -99,9 +99,9 @@ def test_other_new_membranes_do_not_warn():
 
 
 class ConstantOperator(FractionalOperator):
-    def kernel(self, past, like, folded=False):
+    def kernel(self, past, like, folded=False, rows=0):
         with torch.no_grad():
-            return super().kernel(past, like, folded)
+            return super().kernel(past, like, folded, rows)
 
 
 def test_the_contract_suite_finds_a_neuron_without_history():

@@ -237,7 +237,9 @@ class FractionalLeaky(FractionalNeuron, snn.Leaky):
     """``Leaky``: charge(mem) = beta mem + x.
 
     With one beta, a fixed threshold, a delayed reset and a surrogate that the engine knows by name, a step is
-    one fused kernel; else the native code with a fractional charge.
+    one fused kernel; else the native code with a fractional charge. Spikes and membrane are then two results
+    of one operation: the gradient of a returned ``mem`` itself (``mem.retain_grad()``) has no part that comes
+    through the spikes of its own step. Gradients of inputs, earlier steps and parameters are the same.
     """
 
     native_class = snn.Leaky

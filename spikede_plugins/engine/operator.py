@@ -99,6 +99,11 @@ def _enough(kernel: Kernel, needed: int, traced: bool) -> bool:
     return kernel.weights.shape[0] >= needed and (kernel.readout is not None or not traced)
 
 
+def _block_end(past: int) -> int:
+    """One more than the states behind the last step of the block of a step with ``past`` behind it."""
+    return past - past % BLOCK + BLOCK
+
+
 def _bracket(weights: Tensor) -> Tensor:
     """``w_m + [m = 1]``"""
     first = torch.zeros(weights.shape[0], 1, dtype=weights.dtype)
@@ -171,22 +176,24 @@ class FractionalOperator(nn.Module):
         """Whether this is the integer neuron itself: fixed alpha = 1 at the native step."""
         return self.order.is_one and self.step_size == 1.0
 
-    def kernel(self, past: int, like: Tensor, folded: bool = False) -> Kernel:
+    def kernel(self, past: int, like: Tensor, folded: bool = False, rows: int = 0) -> Kernel:
         """Gain and weights for steps that look back at most ``past`` states, as ``like`` needs them.
 
-        With ``folded`` (old states were folded into traces before), or where ``past`` is so long that they
-        will be, also the numbers of the traces.
+        ``rows`` states are at hand when the run begins. With ``folded`` (old states were folded into traces
+        before), or where ``past`` is so long that they will be, also the numbers of the traces.
 
         Numbers are computed once for the orders as they are (float64, on the CPU), kept, and grown by
         doubling; with learnable orders so are their derivatives, so that a step costs no more than a sum.
         """
         traced = False
-        needed = max(1, min(past, self.memory.limit or past))
+        # To the end of the block that the newest step is in: its sums are formed when it begins.
+        needed = max(1, min(past, self.memory.limit)) if self.memory.limit else _block_end(past)
         if isinstance(self.solver, CorrectorSolver):
             needed = past + 1  # the starting weight of the step itself
         elif self._nodes is not None:
             traced = folded or past >= self.memory.fold_at
-            needed = min(needed, max(self.memory.fold_at, EXACT + BLOCK) + BLOCK)
+            # A state made with another memory may hold more rows than this one leaves unfolded.
+            needed = min(needed, max(self.memory.fold_at, EXACT + BLOCK, _block_end(rows)) + BLOCK)
         with_graph = torch.is_grad_enabled() and not self.order.fixed
         key = (like.dtype, like.device)
         kept = self._cache.get(key)

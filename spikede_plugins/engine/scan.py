@@ -609,7 +609,7 @@ def scan(
     start = v if history.start is None else history.start
     known = 0 if history.rows is None else history.rows.shape[0] + 1
     folded = history.traces is not None
-    kernel = operator.kernel(known + x_seq.shape[0] - 1, v, folded)
+    kernel = operator.kernel(known + x_seq.shape[0] - 1, v, folded, known)
     x_seq = x_seq.to(v.dtype)
     past = Past(v, history.rows, start, history.traces, operator.reach(), channel_dim)
     if torch.compiler.is_compiling() and neuron.code is not None:

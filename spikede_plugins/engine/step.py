@@ -127,7 +127,7 @@ class Step:
         self.forgets = operator.memory_reset == "spike"
         rows, self.start, self.traces = history
         self.past = 0 if rows is None else rows.shape[0] + 1
-        self.kernel = operator.kernel(self.past, v, self.traces is not None)
+        self.kernel = operator.kernel(self.past, v, self.traces is not None, self.past)
         self.sums: tuple[Tensor, ...] | None = None
         if not torch.compiler.is_compiling():
             operator.warn_beyond_horizon(log.advance(rows, 1, self.traces is not None))
