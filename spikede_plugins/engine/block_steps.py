@@ -29,7 +29,14 @@ from spikede_plugins.engine.blocks import (
     spread_traces,
     unfold,
 )
-from spikede_plugins.engine.history import SECOND_DERIVATIVES, HistoryLog, combine, correlate
+from spikede_plugins.engine.history import (
+    SECOND_DERIVATIVES,
+    HistoryLog,
+    combine,
+    correlate,
+    per_neuron,
+    sum_by_channel,
+)
 from spikede_plugins.engine.operator import Kernel
 from spikede_plugins.errors import StateError
 from spikede_plugins.exponentials import BLOCK
@@ -183,7 +190,7 @@ class _Step(torch.autograd.Function):
             if place:
                 lags = kernel.weights[:place].flip(0).unsqueeze(0)
                 total = total - combine(lags, block_rows, channel_dim)[0]
-            g = _spread(kernel.gain, v.shape, channel_dim)
+            g = per_neuron(kernel.gain, v.shape, channel_dim)
             h = charged + (g - 1.0) * (charged - (v if origin is None else origin)) + total
         if commit is not None:
             commit()
@@ -223,7 +230,7 @@ class _Step(torch.autograd.Function):
         else:
             later = like.new_zeros(BLOCK, *shape) if delta is None else delta
             delta = torch.cat([later[:place], own.unsqueeze(0), later[place + 1 :]])
-            g = _spread(kernel.gain, shape, channel_dim)
+            g = per_neuron(kernel.gain, shape, channel_dim)
             grad_c, grad_origin = g * d, (1.0 - g) * d
             grad_v = torch.zeros_like(d)
             if place:
@@ -241,12 +248,9 @@ class _Step(torch.autograd.Function):
         grad_gain = grad_weights = None
         if need[14]:
             charged, from_ = ctx.saved_tensors
-            grad_gain = _sum_to(d * (charged - from_), kernel.gain, channel_dim)
+            grad_gain = sum_by_channel((d * (charged - from_)).unsqueeze(0), kernel.gain, channel_dim)
         if need[15]:
-            grad_weights = torch.zeros_like(kernel.weights)
-            if place:
-                found = correlate(own.unsqueeze(0), ctx.block_rows, channel_dim, kernel.weights.shape[-1])
-                grad_weights[:place] = -found[0].flip(0)
+            grad_weights = lag_gradients(kernel.weights, own, ctx.block_rows, channel_dim)
         return (
             None, None, None, None, None, None, grad_c, grad_v, grad_origin if apart else None, grad_start,
             None, grad_before, grad_inside[:-1] if grad_inside is not None and place else None, delta,
@@ -254,16 +258,13 @@ class _Step(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _spread(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
-    if values.shape[-1] == 1 or channel_dim is None:
-        return values.reshape(())
-    return values.reshape([-1 if dim == channel_dim else 1 for dim in range(len(shape))])
-
-
-def _sum_to(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
-    if like.shape[-1] == 1 or channel_dim is None:
-        return values.sum().reshape(1)
-    return values.movedim(channel_dim, -1).reshape(-1, like.shape[-1]).sum(0)
+def lag_gradients(weights: Tensor, own: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
+    """``-delta u_{-m}`` summed over neurons, ``[n, S]`` as the weights, from the ``rows`` of a step."""
+    found = torch.zeros_like(weights)
+    if rows.shape[0]:
+        products = correlate(own.unsqueeze(0), rows, channel_dim, weights.shape[-1])
+        found[: rows.shape[0]] = -products[0].flip(0)
+    return found
 
 
 def take_step(

@@ -422,11 +422,6 @@ def step_adjoint(
     return grad_c, grad_v, grad_origin
 
 
-def by_channel(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
-    """``[S]`` numbers shaped to broadcast against a single time step ``shape``."""
-    return values.reshape([-1 if dim == channel_dim else 1 for dim in range(len(shape))])
-
-
 def fire_step(
     kernel: Kernel, code: DelayedReset, leak: Tensor, place: int, x: Tensor, v: Tensor, start: Tensor,
     rows: Tensor, minus: Tensor, channel_dim: int | None,

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from spikede_plugins.engine import cpu
-from spikede_plugins.engine.history import SECOND_DERIVATIVES, HistoryLog, combine, correlate
+from spikede_plugins.engine.block_steps import lag_gradients
+from spikede_plugins.engine.history import SECOND_DERIVATIVES, HistoryLog, combine, per_neuron
 from spikede_plugins.engine.operator import Kernel
 from spikede_plugins.errors import StateError
 from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.surrogate import slope
-
-RESETS = ("none", "subtract", "zero")
 
 
 class DelayedReset(NamedTuple):
@@ -29,7 +28,7 @@ class DelayedReset(NamedTuple):
 
     Attributes:
         threshold: fires above it.
-        reset: one of ``RESETS``.
+        reset: ``"none"``, ``"subtract"`` or ``"zero"``.
         surrogate, surrogate_alpha: the surrogate gradient by name (see ``spikede_plugins.surrogate``).
     """
 
@@ -98,10 +97,7 @@ class _FireStep(torch.autograd.Function):
                 grad_gain = (leak - 1.0) * by_o + by_x
                 grad_leak = (kernel.gain * by_o).sum().reshape(leak.shape)
             if own is not None:
-                grad_weights = torch.zeros_like(kernel.weights)
-                if place:
-                    found = correlate(own.unsqueeze(0), ctx.block_rows, channel_dim, kernel.weights.shape[-1])
-                    grad_weights[:place] = -found[0].flip(0)
+                grad_weights = lag_gradients(kernel.weights, own, ctx.block_rows, channel_dim)
         return (
             None, None, None, None, None, None, grad_x, grad_v, None, None, grad_before, grad_inside, delta,
             grad_gain, grad_weights, grad_leak,
@@ -119,7 +115,7 @@ def _adjoint(
     later = h.new_zeros(BLOCK, *h.shape) if delta is None else delta
     delta = torch.cat([later[:place], d.unsqueeze(0), later[place + 1 :]])
     keeps = (v <= code.threshold).to(v.dtype) if code.reset == "zero" else 1.0
-    gain = kernel.gain if kernel.gain.shape[-1] == 1 else cpu.by_channel(kernel.gain, h.shape, channel_dim)
+    gain = per_neuron(kernel.gain, h.shape, channel_dim)
     grad_v = keeps * (gain * leak + 1.0 - gain) * d
     if place:
         grad_v = grad_v - combine(kernel.weights[: BLOCK - place].unsqueeze(0), delta[place:], channel_dim)[0]
@@ -148,6 +144,9 @@ def fire_step(
 
     Returns:
         The step, differentiable in x, v, before, inside, minus, gain, weights and leak.
+
+    Raises:
+        StateError: in backward, for second derivatives with a learned order.
     """
     return Fired(
         *_FireStep.apply(

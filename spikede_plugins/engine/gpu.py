@@ -27,6 +27,7 @@ from spikede_plugins.exponentials import BLOCK
 
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
+    from spikede_plugins.engine.history import HistoryLog
     from spikede_plugins.engine.operator import Kernel
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
 
@@ -188,11 +189,12 @@ def _grid(v: Tensor) -> tuple[int]:
 def march(
     code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor, kernel: Kernel, rows: Tensor,
     entering: int, spikes: Tensor, h_seq: Tensor | None, v_seq: Tensor | None, marks: Tensor | None,
+    log: HistoryLog,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """All steps: fills ``spikes``, the new ``rows``, and of the others what is there.
 
     ``marks`` (uint8) receives 1 where a neuron fired. Returns the last potential, and the traces if any rows
-    were folded.
+    were folded. Nothing is kept in ``log`` for other steps of a block: each call sums what it needs.
     """
     v = past.v
     plan, kernel_numbers, sizes = _setting(code, params, past, kernel, entering, x_seq.shape[0])

@@ -190,6 +190,20 @@ def _split(shape: torch.Size, channel_dim: int | None) -> tuple[int, int, int]:
     return shape[:channel_dim].numel(), shape[channel_dim], shape[channel_dim + 1 :].numel()
 
 
+def per_neuron(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
+    """``[S]`` numbers shaped to broadcast against a single time step ``shape``."""
+    if values.shape[-1] == 1 or channel_dim is None:
+        return values.reshape(())  # one number
+    return values.reshape([-1 if dim == channel_dim else 1 for dim in range(len(shape))])
+
+
+def sum_by_channel(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
+    """The sums ``[S]`` of ``values [T, *shape]`` over all but the channel."""
+    if like.shape[-1] == 1 or channel_dim is None:
+        return values.sum().reshape(1)
+    return values.movedim(channel_dim + 1, -1).reshape(-1, like.shape[-1]).sum(0)
+
+
 def _own_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Sums in the dtype of the state, also where autocast would make them products in half precision."""
     kind = like.device.type

@@ -40,9 +40,9 @@ from spikede_plugins.engine.blocks import (
     weight_gradients,
 )
 from spikede_plugins.engine.buffers import empty
-from spikede_plugins.engine.history import HistoryLog, combine, history_sum
+from spikede_plugins.engine.history import HistoryLog, combine, history_sum, per_neuron, sum_by_channel
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
-from spikede_plugins.engine.step import History, check_channels, per_neuron
+from spikede_plugins.engine.step import History, check_channels
 from spikede_plugins.errors import OptionError
 from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.solvers.base import ExplicitSolver
@@ -223,8 +223,7 @@ def forward_pass(
         fired = empty((steps, *shape), v, torch.uint8) if keep_fired else None
         spikes = empty((steps, *shape), v)
         v, folded = engine.march(
-            neuron.code, params, past, x_seq, kernel, all_rows, entering, spikes, h_seq, v_seq, fired,
-            *((log,) if engine is cpu else ()),
+            neuron.code, params, past, x_seq, kernel, all_rows, entering, spikes, h_seq, v_seq, fired, log
         )  # fmt: skip
     else:
         spikes, v, folded = _march(
@@ -328,7 +327,7 @@ def backward_pass(
 
     grad_gain = grad_weights = grad_readout = None
     if needs.gain:
-        grad_gain = _sum_to(delta * (local.charge() - v_prev), kernel.gain, channel_dim)
+        grad_gain = sum_by_channel(delta * (local.charge() - v_prev), kernel.gain, channel_dim)
     if needs.weights or needs.readout:
         grad_weights, grad_readout = weight_gradients(
             kernel, delta, all_rows, entering, traces, reach, channel_dim
@@ -566,12 +565,6 @@ def _diagonal(out: Tensor, at: Tensor) -> Tensor:
         return torch.zeros_like(at)
     (found,) = torch.autograd.grad(out, at, torch.ones_like(out), retain_graph=True, allow_unused=True)
     return torch.zeros_like(at) if found is None else found
-
-
-def _sum_to(values: Tensor, like: Tensor, channel_dim: int | None) -> Tensor:
-    if like.shape[-1] == 1 or channel_dim is None:
-        return values.sum().reshape(1)
-    return values.movedim(channel_dim + 1, -1).reshape(-1, like.shape[-1]).sum(0)
 
 
 def scan(

@@ -23,6 +23,7 @@ from spikede_plugins.engine.history import (
     append,
     combine,
     joined,
+    per_neuron,
     remember,
     remembered,
 )
@@ -70,15 +71,6 @@ def _start(v: Tensor) -> Tensor:
     if v.device.type != "cpu" or v.dim() == 0 or v.requires_grad or torch.compiler.is_compiling():
         return v
     return v if v.any() else v.new_zeros(()).expand(v.shape)
-
-
-def per_neuron(values: Tensor, shape: torch.Size, channel_dim: int | None) -> Tensor:
-    """``[S]`` numbers shaped to broadcast against a single time step ``shape``."""
-    if values.shape[-1] == 1 or channel_dim is None:
-        return values.reshape(())  # one number
-    view = [1] * len(shape)
-    view[channel_dim] = values.shape[-1]
-    return values.reshape(view)
 
 
 def check_channels(operator: FractionalOperator, shape: torch.Size) -> int | None:
