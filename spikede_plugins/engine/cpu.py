@@ -4,7 +4,7 @@ It serves float32 and float64 neurons whose :class:`AffineCode` names all they a
 channel (where a channel's neurons lie together in memory), and every form of memory. Everything else goes to
 the torch passes, which compute the same numbers. It needs numba
 (``pip install "spikede-plugins[fast]"``) and compiles at first use, cached on disk. Threads follow
-``torch.get_num_threads()``; they are Python threads of its own, safe beside others and after a fork.
+``torch.get_num_threads()`` (``engine.threads``).
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def _kernels() -> Any:
     return cpu_kernels
 
 
+def _run(kernel: Any, tiles: Any, work: int, *arguments: Any) -> None:
+    in_tiles(kernel, _kernels().SHARED[kernel], tiles, work, *arguments)
+
+
 #: Channels of fewer neurons than these, one behind the other, are left to torch.
 _NARROW = 16
 
@@ -80,9 +84,9 @@ def _behind(shape: torch.Size, channel_dim: int | None) -> int:
 
 
 @lru_cache(64)
-def _tiles(shape: torch.Size, channels: int, channel_dim: int | None) -> Any:
-    """``[tiles, 3]``: first neuron, count and channel of each."""
-    size, total = _kernels().TILE, shape.numel()
+def _tiles(shape: torch.Size, channels: int, channel_dim: int | None, size: int) -> Any:
+    """``[tiles, 3]``: first neuron, count (``size`` at most) and channel of each."""
+    total = shape.numel()
     length = total if channels == 1 else _behind(shape, channel_dim)
     within = np.arange(0, length, size)
     first = (np.arange(0, total, length)[:, None] + within).reshape(-1)
@@ -188,7 +192,7 @@ def march(
     plan = _plan(past, entering, steps)
     traced = traces is not None or bool(plan[:, 5].any())
     numbers = _numbers(kernel, traced)
-    tiles = _tiles(v.shape, kernel.gain.shape[-1], past.channel_dim)
+    tiles = _tiles(v.shape, kernel.gain.shape[-1], past.channel_dim, k.TILE)
     flat_rows = rows.view(rows.shape[0], -1).numpy()
     folded = None
     if plan[:, 5].any():
@@ -206,7 +210,7 @@ def march(
         kept = log.base(known, in_use, kernel.source) if place else None
         if kept is None:
             kept = empty((BLOCK, *v.shape), v)
-            in_tiles(
+            _run(
                 k.begin, tiles, v.numel() * BLOCK * (before + len(numbers.decay)),
                 flat_rows, plan[0], old, traces is not None, numbers.weights, numbers.readout, numbers.decay,
                 numbers.inject, number(1.0), kept.view(BLOCK, -1).numpy(), new,
@@ -215,7 +219,7 @@ def march(
         base = kept.view(BLOCK, -1).numpy()
     last = torch.empty_like(v, memory_format=torch.contiguous_format)
     room = entering + steps - low - before if given else _room(plan, entering)
-    in_tiles(
+    _run(
         k.forward, tiles, v.numel() * _work(plan, reach.limit, len(numbers.decay), given),
         x, _row(v), _row(past.start), flat_rows, entering, reach.limit or entering + steps, plan,
         room, base, given, old, traces is not None, new, numbers.weights,
@@ -275,9 +279,9 @@ def adjoint(
     into_x = grad_x.view(steps, -1).numpy()
     nothing = into_x[:0]
     channels = kernel.gain.shape[-1]
-    tiles = _tiles(v.shape, channels, past.channel_dim)
+    tiles = _tiles(v.shape, channels, past.channel_dim, k.TILE)
     levers = np.zeros((len(tiles) if x_seq is not None else 0, 2))
-    in_tiles(
+    _run(
         k.backward, tiles, v.numel() * _work(plan, past.reach.limit, 2 * len(numbers.decay)),
         _flat(charged, steps) if isinstance(charged, Tensor) else nothing, rebuild,
         rows.view(rows.shape[0], -1).numpy(), _row(past.start), _row(v),
@@ -321,6 +325,10 @@ def serves_steps(shape: torch.Size, like: Tensor, kernel: Kernel, channel_dim: i
     )
 
 
+def _step_tiles(kernel: Kernel, shape: torch.Size, channel_dim: int | None) -> Any:
+    return _tiles(shape, kernel.gain.shape[-1], channel_dim, _kernels().STEP_TILE)
+
+
 def begin(
     kernel: Kernel, block: Block, rows: Tensor, traces: Tensor | None, channel_dim: int | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -331,8 +339,8 @@ def begin(
     nothing = flat[:0]
     base = empty((BLOCK, *shape), rows)
     folded = empty((len(numbers.decay), *shape), rows) if block.folds else None
-    in_tiles(
-        k.begin, _tiles(shape, kernel.gain.shape[-1], channel_dim),
+    _run(
+        k.begin, _step_tiles(kernel, shape, channel_dim),
         shape.numel() * BLOCK * (rows.shape[0] + len(numbers.decay)),
         flat, np.array(block, np.int64), nothing if traces is None else _flat(traces, traces.shape[0]),
         traces is not None, numbers.weights, numbers.readout, numbers.decay, numbers.inject,
@@ -352,8 +360,8 @@ def begin_adjoint(
     nothing = flat[:0]
     grad_rows = empty(tuple(shape), delta)
     grad_traces = empty((len(numbers.decay), *shape[1:]), delta) if traced else None
-    in_tiles(
-        k.begin_adjoint, _tiles(shape[1:], kernel.gain.shape[-1], channel_dim),
+    _run(
+        k.begin_adjoint, _step_tiles(kernel, shape[1:], channel_dim),
         shape[1:].numel() * BLOCK * (shape[0] + 2 * len(numbers.decay)),
         flat, np.array(block, np.int64),
         nothing if into_rows is None else _flat(into_rows, into_rows.shape[0]), into_rows is not None,
@@ -376,8 +384,8 @@ def step(
     total = torch.empty(v.shape, dtype=v.dtype) if keep_sum else None
     at_v, c = _row(v), _row(charged.to(v.dtype))
     zero = not any(start.stride())  # see Step.charge
-    in_tiles(
-        k.step, _tiles(v.shape, kernel.gain.shape[-1], channel_dim), v.numel() * (place + 4),
+    _run(
+        k.step, _step_tiles(kernel, v.shape, channel_dim), v.numel() * (place + 4),
         c, at_v, at_v if origin is None else _row(origin),
         at_v if zero else _row(start), not zero, rows.view(place, v.numel()).numpy(),
         _row(minus[place]), numbers.weights, numbers.gain - number(1.0), h.view(-1).numpy(),
@@ -412,8 +420,8 @@ def step_adjoint(
     grad_origin = torch.empty(d.shape, dtype=d.dtype) if apart else None
     into_v = grad_v.view(-1).numpy()
     at_d = _row(d)
-    in_tiles(
-        k.step_adjoint, _tiles(d.shape, kernel.gain.shape[-1], channel_dim), d.numel() * (BLOCK - place + 4),
+    _run(
+        k.step_adjoint, _step_tiles(kernel, d.shape, channel_dim), d.numel() * (BLOCK - place + 4),
         at_d, at_d if own is d else _row(own), delta.view(BLOCK, -1).numpy(), place,
         at_d if late is None else _row(late), late is not None, numbers.weights, numbers.gain, number(1.0),
         grad_c.view(-1).numpy(), into_v, into_v if grad_origin is None else grad_origin.view(-1).numpy(),
@@ -431,8 +439,8 @@ def fire_step(
     number = numbers.weights.dtype.type
     spikes, h = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
     at_v, zero = _row(v), not any(start.stride())
-    in_tiles(
-        k.fire_step, _tiles(v.shape, kernel.gain.shape[-1], channel_dim), v.numel() * (place + 8),
+    _run(
+        k.fire_step, _step_tiles(kernel, v.shape, channel_dim), v.numel() * (place + 8),
         _row(x), at_v, at_v if zero else _row(start), not zero, rows.view(place, v.numel()).numpy(),
         _row(minus[place]), numbers.weights, numbers.gain - number(1.0), number(leak.item()),
         number(code.threshold), k.DELAYED_RESETS.index(code.reset), number(1.0),
@@ -455,10 +463,10 @@ def fire_step_adjoint(
     grad_x, grad_v = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
     own = torch.empty(v.shape, dtype=v.dtype) if keep_own else None
     channels = kernel.gain.shape[-1]
-    tiles = _tiles(v.shape, channels, channel_dim)
+    tiles = _step_tiles(kernel, v.shape, channel_dim)
     levers = np.zeros((len(tiles) if x is not None else 0, 2))
     at_h, into_x = _row(h), grad_x.view(-1).numpy()
-    in_tiles(
+    _run(
         k.fire_step_adjoint, tiles, v.numel() * (BLOCK - place + 12),
         at_h if grad_s is None else _row(grad_s.to(v.dtype)), grad_s is not None,
         at_h if grad_h is None else _row(grad_h), grad_h is not None, at_h, _row(v),

@@ -12,7 +12,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -30,14 +30,15 @@ _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _forked = False
 
-_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-
-def in_tiles(kernel: Callable[..., None], tiles: Any, work: int, *arguments: Any) -> None:
+def in_tiles(
+    kernel: Callable[..., None], shared: Callable[..., int], tiles: Any, work: int, *arguments: Any
+) -> None:
     """Run ``kernel`` over all tiles, shared among ``torch.get_num_threads()`` threads.
 
     Args:
         kernel: takes the arguments, the tiles, and which of them to run: first, last.
+        shared: the same for OpenMP's threads (see ``engine.outlined``).
         tiles: ``[tiles, 3]``, as the kernel reads them.
         work: multiply-adds in all, about.
     """
@@ -48,58 +49,57 @@ def in_tiles(kernel: Callable[..., None], tiles: Any, work: int, *arguments: Any
         return
     # A few pieces a thread, as far as they are worth their call: one that is held up does not hold up all.
     pieces = min(count, threads * max(1, min(4, work // (threads * _WORTH_A_PIECE))))
-    bounds = [count * i // pieces for i in range(pieces + 1)]
-    _share(threads, iter(list(pairwise(bounds))), lambda piece: kernel(*arguments, tiles, *piece))
-
-
-def _share(threads: int, pieces: Iterator[tuple[int, int]], run: Callable[[tuple[int, int]], None]) -> None:
-    """Every piece once, by whichever thread comes first; the first error is raised here."""
-    lock, errors = threading.Lock(), []
-
-    def take(_: Any = None) -> None:
-        try:
-            while True:
-                with lock:
-                    piece = next(pieces, None)
-                if piece is None:
-                    return
-                run(piece)
-        except BaseException as error:
-            errors.append(error)
-
-    parallel = None if _forked else _openmp()
-    if parallel is not None:
-        parallel(_Body(take), None, threads, 0)
+    parallel = 0 if _forked else _openmp()
+    if parallel:
+        if shared(arguments, tiles, pieces, threads, parallel):
+            kernel(*arguments, tiles, 0, count)  # says what failed
     else:
-        others = [_workers(threads - 1).submit(take) for _ in range(threads - 1)]
+        bounds = [count * i // pieces for i in range(pieces + 1)]
+        _by_workers(threads, iter(list(pairwise(bounds))), lambda piece: kernel(*arguments, tiles, *piece))
+
+
+def _by_workers(
+    threads: int, pieces: Iterator[tuple[int, int]], run: Callable[[tuple[int, int]], None]
+) -> None:
+    """Every piece once, by whichever thread comes first; the first error is raised here."""
+    lock = threading.Lock()
+
+    def take() -> None:
+        while True:
+            with lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            run(piece)
+
+    others = [_workers(threads - 1).submit(take) for _ in range(threads - 1)]
+    try:
         take()
-        for other in others:
-            other.result()
-    if errors:
-        raise errors[0]
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
 
 
 @cache
-def _openmp() -> Callable[..., None] | None:
-    """GNU OpenMP's ``GOMP_parallel(body, data, threads, flags)`` of the library that torch has loaded."""
+def _openmp() -> int:
+    """Where GNU OpenMP's ``GOMP_parallel(body, data, threads, flags)`` is that torch has loaded; or 0."""
     if "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
-        return None
+        return 0
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:  # not Linux
-        return None
+        return 0
     home = Path(torch.__file__).parent
     loaded = {Path(line.split()[-1]) for line in maps if "/libgomp" in line}
     found = [path for path in loaded if path.parent in (home / "lib", home.with_suffix(".libs"))]
     if len(found) != 1:
-        return None
+        return 0
     try:
         parallel = ctypes.CDLL(str(found[0])).GOMP_parallel
     except (OSError, AttributeError):
-        return None
-    parallel.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return parallel  # type: ignore[no-any-return]
+        return 0
+    return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
 def _workers(count: int) -> ThreadPoolExecutor:
