@@ -26,12 +26,12 @@ from spikede_plugins.engine.cpu_steps import (
     step,
     step_adjoint,
 )
-from spikede_plugins.engine.cpu_sums import OPTIONS, STEP_TILE, TILE
+from spikede_plugins.engine.cpu_sums import OPTIONS
 from spikede_plugins.engine.outlined import share
 
 __all__ = [
     "DELAYED_RESETS", "DIVIDE", "DIVIDE_INPUT", "DIVIDE_SHORT", "FACTOR", "FACTOR_INPUT", "FACTOR_SHORT",
-    "INTEGRATE", "SHARED", "STEP_TILE", "SURROGATES", "TILE", "backward", "begin", "begin_adjoint",
+    "INTEGRATE", "SHARED", "SURROGATES", "backward", "begin", "begin_adjoint",
     "fire_step", "fire_step_adjoint", "forward", "step", "step_adjoint",
 ]  # fmt: skip
 

@@ -12,7 +12,6 @@ from numba import njit
 from spikede_plugins.engine.cpu_dynamics import charge, dot, surrogate_slope
 from spikede_plugins.engine.cpu_sums import (
     OPTIONS,
-    TILE,
     add_history,
     add_lagged,
     add_product,
@@ -20,6 +19,7 @@ from spikede_plugins.engine.cpu_sums import (
     load,
     load_minus,
     unfold,
+    widest,
 )
 
 
@@ -34,11 +34,12 @@ def forward(
     ``plan [blocks, 6]`` is ``engine.blocks``; ``room`` rows are the most that are held at a time. With
     ``has_base`` there is one block, and what is older than it is given.
     """
+    width = widest(tiles, first_tile, last_tile)
     size, count_traces = given_base.shape[0], decay.shape[0]
     zero = one - one
-    local = np.empty((room, TILE), x.dtype)
-    base, z = np.empty((size, TILE), x.dtype), np.empty((count_traces, TILE), x.dtype)
-    total, c, v = np.empty(TILE, x.dtype), np.empty(TILE, x.dtype), np.empty(TILE, x.dtype)
+    local = np.empty((room, width), x.dtype)
+    base, z = np.empty((size, width), x.dtype), np.empty((count_traces, width), x.dtype)
+    total, c, v = np.empty(width, x.dtype), np.empty(width, x.dtype), np.empty(width, x.dtype)
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count
@@ -143,15 +144,16 @@ def backward(
     ``levers[tile]`` receives ``sum delta lever`` and ``sum delta x``, parts of the derivatives to gain and
     leak factor; ``lever = rest - v`` (``+ x`` with ``with_input``).
     """
+    width = widest(tiles, first_tile, last_tile)
     steps = grad_x.shape[0]
     size, count_traces = readout_t.shape[2], decay.shape[0]
     zero = one - one
-    total, slope = np.empty(TILE, grad_x.dtype), np.empty(TILE, grad_x.dtype)
-    rebuilt, lever = np.empty(TILE, grad_x.dtype), np.empty(TILE, grad_x.dtype)
+    total, slope = np.empty(width, grad_x.dtype), np.empty(width, grad_x.dtype)
+    rebuilt, lever = np.empty(width, grad_x.dtype), np.empty(width, grad_x.dtype)
     # Minus what later blocks gave to each step's row; then the adjoint of the step itself.
-    into = np.empty((steps, TILE), grad_x.dtype)
-    spread = np.empty((size, TILE), grad_x.dtype)
-    z = np.empty((count_traces, TILE), grad_x.dtype)
+    into = np.empty((steps, width), grad_x.dtype)
+    spread = np.empty((size, width), grad_x.dtype)
+    z = np.empty((count_traces, width), grad_x.dtype)
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count

@@ -8,7 +8,6 @@ from numba import njit
 from spikede_plugins.engine.cpu_dynamics import dot, surrogate_slope
 from spikede_plugins.engine.cpu_sums import (
     OPTIONS,
-    STEP_TILE,
     add_history,
     add_lagged,
     add_product,
@@ -16,6 +15,7 @@ from spikede_plugins.engine.cpu_sums import (
     load,
     load_minus,
     unfold,
+    widest,
 )
 
 
@@ -25,11 +25,12 @@ def begin(
     first_tile, last_tile,
 ):  # fmt: skip
     """Fold where a block says so; ``base [BLOCK, N]``: sign times its steps' sums over what is older."""
+    width = widest(tiles, first_tile, last_tile)
     low, before, folds = block[3], block[4], block[5]
     size, count_traces = base.shape[0], decay.shape[0]
     held = folds * size
-    local = np.empty((held + before, STEP_TILE), rows.dtype)
-    z, out = np.empty((count_traces, STEP_TILE), rows.dtype), np.empty((size, STEP_TILE), rows.dtype)
+    local = np.empty((held + before, width), rows.dtype)
+    z, out = np.empty((count_traces, width), rows.dtype), np.empty((size, width), rows.dtype)
     zero = np.zeros(1, rows.dtype)[0]
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
@@ -59,13 +60,14 @@ def begin_adjoint(
     grad_rows, grad_traces, tiles, first_tile, last_tile,
 ):  # fmt: skip
     """The adjoint of :func:`begin`: from the adjoints of the steps of a block to what is older than it."""
+    width = widest(tiles, first_tile, last_tile)
     before, folds = block[4], block[5]
     size, count_traces, traced = delta.shape[0], decay.shape[0], grad_traces.shape[0] > 0
     held = folds * size
-    given, spread = np.empty((size, STEP_TILE), delta.dtype), np.empty((size, STEP_TILE), delta.dtype)
+    given, spread = np.empty((size, width), delta.dtype), np.empty((size, width), delta.dtype)
     # Minus the gradients, as in backward.
-    out = np.empty((held + before, STEP_TILE), delta.dtype)
-    z = np.empty((count_traces, STEP_TILE), delta.dtype)
+    out = np.empty((held + before, width), delta.dtype)
+    z = np.empty((count_traces, width), delta.dtype)
     zero = np.zeros(1, delta.dtype)[0]
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
@@ -101,8 +103,9 @@ def step(
     first_tile, last_tile,
 ):  # fmt: skip
     """One step of a block: writes the newest of its ``rows``, the charged potential, and minus the sum."""
+    width = widest(tiles, first_tile, last_tile)
     lags = rows.shape[0]
-    known = np.empty(STEP_TILE, h.dtype)
+    known = np.empty(width, h.dtype)
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count
@@ -134,8 +137,9 @@ def step_adjoint(
     first_tile, last_tile,
 ):  # fmt: skip
     """The adjoint of :func:`step`; ``delta [BLOCK, N]`` holds those of the later steps of the block."""
+    width = widest(tiles, first_tile, last_tile)
     size = delta.shape[0]
-    total = np.empty(STEP_TILE, d.dtype)
+    total = np.empty(width, d.dtype)
     zero = one - one
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
@@ -172,10 +176,11 @@ def fire_step(
     first_tile, last_tile,
 ):  # fmt: skip
     """A step of a block of a leaky neuron with a delayed reset; writes the newest of its ``rows``."""
+    width = widest(tiles, first_tile, last_tile)
     lags = rows.shape[0]
     zero = one - one
-    known, c = np.empty(STEP_TILE, h.dtype), np.empty(STEP_TILE, h.dtype)
-    origin, above = np.empty(STEP_TILE, h.dtype), np.empty(STEP_TILE, h.dtype)
+    known, c = np.empty(width, h.dtype), np.empty(width, h.dtype)
+    origin, above = np.empty(width, h.dtype), np.empty(width, h.dtype)
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]
         stop = column + count
@@ -220,10 +225,11 @@ def fire_step_adjoint(
     kind, sharpness, one, x, levers, keep_levers, grad_x, grad_v, own, keep_own, tiles, first_tile, last_tile,
 ):  # fmt: skip
     """The adjoint of :func:`fire_step`; ``delta [BLOCK, N]`` holds those of the later steps of the block."""
+    width = widest(tiles, first_tile, last_tile)
     size = delta.shape[0]
-    total, keeps = np.empty(STEP_TILE, h.dtype), np.empty(STEP_TILE, h.dtype)
-    slope, d = np.empty(STEP_TILE, h.dtype), np.empty(STEP_TILE, h.dtype)
-    origin = np.empty(STEP_TILE, h.dtype)
+    total, keeps = np.empty(width, h.dtype), np.empty(width, h.dtype)
+    slope, d = np.empty(width, h.dtype), np.empty(width, h.dtype)
+    origin = np.empty(width, h.dtype)
     zero = one - one
     for t in range(first_tile, last_tile):
         column, count, channel = tiles[t, 0], tiles[t, 1], tiles[t, 2]

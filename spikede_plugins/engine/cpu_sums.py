@@ -1,6 +1,6 @@
-"""History sums of one tile of neurons, which stays in the first caches: what every CPU kernel is made of.
+"""History sums of one tile of neurons, which stays in the caches: what every CPU kernel is made of.
 
-A tile of neurons is small enough for its deviations ``u [rows, TILE]`` to live there. The sums go by blocks
+A tile of neurons is small enough for its deviations ``u [rows, width]`` to live there. The sums go by blocks
 of steps (``engine.blocks``): what is older than a block enters all its steps at once, as a product of small
 matrices, four rows by four in registers; the lags inside the block are summed step by step, eight at a time.
 Each number is summed in the same order whatever T is: one step at a time gives the same bits as all at once.
@@ -16,12 +16,16 @@ from typing import Any
 
 from numba import njit
 
-#: Neurons of a tile whose history stays in the first cache.
-TILE = 512
-#: And in single steps, which read each row once: a page of memory.
-STEP_TILE = 1024
-
 OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
+
+
+@njit(**OPTIONS)
+def widest(tiles, first_tile, last_tile):
+    """The most neurons of a tile: as many columns a thread's own arrays have."""
+    width = 0
+    for t in range(first_tile, last_tile):
+        width = max(width, tiles[t, 1])
+    return width
 
 
 @njit(fastmath={"contract"}, **OPTIONS)
@@ -48,6 +52,19 @@ def add_history(total, weights, rows, column, newest, step, count, lags):
             t += w7 * u7[i]
             total[i] = t
         m += 8
+    if m + 4 <= lags:
+        w0, w1, w2, w3 = weights[m], weights[m + 1], weights[m + 2], weights[m + 3]
+        r = newest + m * step
+        u0, u1 = rows[r, column:stop], rows[r + step, column:stop]
+        u2, u3 = rows[r + 2 * step, column:stop], rows[r + 3 * step, column:stop]
+        for i in range(count):
+            t = total[i]
+            t += w0 * u0[i]
+            t += w1 * u1[i]
+            t += w2 * u2[i]
+            t += w3 * u3[i]
+            total[i] = t
+        m += 4
     while m < lags:
         w, u = weights[m], rows[newest + m * step, column:stop]
         for i in range(count):
