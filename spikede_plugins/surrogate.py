@@ -14,6 +14,10 @@
 | fast_sigmoid | 1 / (1 + a abs(z))^2 |
 | triangular | a where z < 0, -a elsewhere |
 | straight_through | 1 |
+| piecewise_linear | 1 / (2a) where abs(z) <= a |
+| gaussian | exp(-z^2 / (2 a^2)) / (a sqrt(2 pi)) |
+
+``arctan`` is another name of ``atan``, and any name may end in ``_surrogate``.
 
 Source: Neftci, Mostafa & Zenke, IEEE Signal Processing Magazine 36 (2019); the scales are those the
 frameworks use, so that a surrogate means the same before and after conversion.
@@ -52,12 +56,28 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "fast_sigmoid": lambda z, a: 1.0 / (1.0 + a * z.abs()).square(),
     "triangular": lambda z, a: a * torch.where(z < 0, 1.0, -1.0).to(z.dtype),
     "straight_through": lambda z, a: torch.ones_like(z),
+    "piecewise_linear": lambda z, a: (z.abs() <= a).to(z.dtype) / (2.0 * a),
+    "gaussian": lambda z, a: torch.exp(-0.5 * (z / a).square()) / (a * math.sqrt(2.0 * math.pi)),
 }
+_ALIASES = {"arctan": "atan"}
 
 
 def available_surrogates() -> list[str]:
     """The names :func:`spike` and :func:`slope` know."""
     return sorted(_SLOPES)
+
+
+def surrogate_name(name: str) -> str:
+    """The name in the table of what may be written in another way (``"arctan_surrogate"`` is ``"atan"``).
+
+    Raises:
+        UnknownNameError: for a name that is not in the table; the nearest one is offered.
+    """
+    short = name.removesuffix("_surrogate") if isinstance(name, str) else name
+    short = _ALIASES.get(short, short)
+    if short not in _SLOPES:
+        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(str(name), [*_SLOPES, *_ALIASES])}")
+    return short
 
 
 def slope(z: Tensor, name: str, alpha: float) -> Tensor:

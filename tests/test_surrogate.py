@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikede_plugins.errors import UnknownNameError
-from spikede_plugins.surrogate import available_surrogates, slope, spike
+from spikede_plugins.surrogate import available_surrogates, slope, spike, surrogate_name
 
 
 @pytest.mark.parametrize("name", available_surrogates())
@@ -33,3 +33,10 @@ def test_slopes_integrate_to_one(name):
 def test_unknown_surrogate_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean 'sigmoid'"):
         spike(torch.zeros(1), "sigmoyd")
+
+
+def test_other_ways_to_write_a_name():
+    assert surrogate_name("arctan") == surrogate_name("arctan_surrogate") == surrogate_name("atan") == "atan"
+    assert surrogate_name("gaussian_surrogate") == "gaussian"
+    with pytest.raises(UnknownNameError, match="did you mean 'arctan'"):
+        surrogate_name("arctann")

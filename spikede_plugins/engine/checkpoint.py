@@ -89,10 +89,10 @@ class CheckpointedScan(torch.autograd.Function):
             x = x_seq[piece]
             soft = rebuilds(ctx.neuron, at, x, kernel)
             run = forward_pass(
-                ctx.neuron, at, x, kernel, params, HistoryLog(), keep_v=False, keep_h=soft is None,
-                keep_fired=soft is not None,
+                ctx.neuron, at, x, kernel, params, HistoryLog(), keep_v=False,
+                keep_h=soft is None and ctx.neuron.spike is None, keep_fired=soft is not None,
             )  # fmt: skip
-            charged = run.h_seq
+            charged = run.h_seq if ctx.neuron.spike is None else run.all_rows[run.entering :]
             if soft is not None and run.fired is not None:
                 charged = SoftReset(run.fired, run.v, soft)  # type: ignore[assignment]
             if charged is None:

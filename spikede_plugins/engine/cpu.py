@@ -166,6 +166,8 @@ def _form(code: AffineCode, factor: float, number: Any) -> tuple[int, Any]:
     if code.leak == "none":
         return k.INTEGRATE, number(0.0)
     divide = code.leak == "divide"
+    if not code.pull:
+        return (k.DIVIDE_ONLY_INPUT, number(code.tau)) if divide else (k.FACTOR_ONLY_INPUT, number(factor))
     if code.decay_input:
         return (k.DIVIDE_INPUT, number(code.tau)) if divide else (k.FACTOR_INPUT, number(factor))
     if code.short_decay and code.rest == 0.0:
@@ -173,6 +175,13 @@ def _form(code: AffineCode, factor: float, number: Any) -> tuple[int, Any]:
             return k.DIVIDE_SHORT, number(1.0 - 1.0 / code.tau)
         return k.FACTOR_SHORT, number(1.0) - number(factor)
     return (k.DIVIDE, number(code.tau)) if divide else (k.FACTOR, number(factor))
+
+
+def _factor(code: AffineCode, params: Sequence[Tensor]) -> float:
+    """What the charge scales by: the leak factor."""
+    if code.leak == "multiply":
+        return float(params[0].item())
+    return 1.0 / code.tau if code.leak == "divide" else 1.0
 
 
 def _flat(t: Tensor, rows: int) -> Any:
@@ -203,7 +212,8 @@ def march(
     v, traces, reach = past.v, past.traces, past.reach
     x = _flat(x_seq, steps)
     number = x.dtype.type
-    form, leak = _form(code, params[0].item() if params else 0.0, number)
+    factor = _factor(code, params)
+    form, leak = _form(code, factor, number)
     plan = _plan(past, entering, steps)
     traced = traces is not None or bool(plan[:, 5].any())
     numbers = _numbers(kernel, traced)
@@ -242,7 +252,8 @@ def march(
         room, base, given, old, traces is not None, new, numbers.weights,
         numbers.gain - number(1.0), numbers.readout, numbers.decay, numbers.inject, form, leak,
         number(code.rest), number(code.threshold), code.strict, code.reset is not None,
-        number(code.reset or 0.0), number(1.0), spikes.view(steps, -1).numpy(),
+        number(code.reset or 0.0), code.in_rate, number(code.threshold * factor), number(1.0),
+        spikes.view(steps, -1).numpy(),
         nothing if h_seq is None else h_seq.view(steps, -1).numpy(), h_seq is not None,
         nothing if v_seq is None else v_seq.view(steps, -1).numpy(), v_seq is not None,
         _NO_MARKS if marks is None else marks.view(steps, -1).numpy(), marks is not None,
@@ -269,7 +280,8 @@ class Adjoint(NamedTuple):
         grad_x: gradient of the input ``[T, *shape]``.
         delta: adjoints of the charged potentials ``[T, *shape]``, if asked for.
         levers: ``sum delta lever`` and ``sum delta x`` by channel ``[S, 2]``, if asked for; the lever is
-            ``rest - v``, plus the input where that goes through the leak.
+            ``rest - v``, plus the input where that goes through the leak. Of a derivative-style neuron the
+            lever has ``- threshold s`` as well, and the second is ``sum slope grad_s lever``, without that.
     """
 
     grad_x: Tensor
@@ -278,26 +290,30 @@ class Adjoint(NamedTuple):
 
 
 def adjoint(
-    code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor | None, kernel: Kernel,
+    code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor, kernel: Kernel,
     charged: Tensor | SoftReset, rows: Tensor, entering: int, grad_s: Tensor | None, grad_v: Tensor | None,
     grad_rows: Tensor | None, first_handed: int, grad_traces: Tensor | None, keep_delta: bool,
+    keep_levers: bool,
 ) -> Adjoint:  # fmt: skip
-    """The gradients of an affine neuron; with ``x_seq``, also the levers."""
+    """The gradients of an affine neuron, and the levers if asked for.
+
+    ``x_seq`` may be empty where there are neither levers nor a neuron that fires before (``in_rate``).
+    """
     k, rebuild = _kernels(), not isinstance(charged, Tensor)
     steps, like, v = rows.shape[0] - entering, rows[entering:], past.v
     plan = _plan(past, entering, steps)
     numbers = _numbers(kernel, past.traces is not None or bool(plan[:, 5].any()))
     number = numbers.weights.dtype.type
-    leak = {"none": 0.0, "divide": 1.0 / code.tau}.get(code.leak)
-    leak = params[0].item() if leak is None else leak
-    decayed = code.leak != "none" and code.decay_input
+    factor = _factor(code, params)
+    form, leak = _form(code, factor, number)
+    pull, decayed = code.pull and code.leak != "none", code.leak != "none" and code.decay_input
     grad_x = empty(tuple(like.shape), like)
     delta = empty(tuple(like.shape), like) if keep_delta else None
     into_x = grad_x.view(steps, -1).numpy()
     nothing = into_x[:0]
     channels = kernel.gain.shape[-1]
     tiles = _tiles(v.shape, kernel, past.channel_dim, steps)
-    levers = np.zeros((len(tiles) if x_seq is not None else 0, 2))
+    levers = np.zeros((len(tiles) if keep_levers else 0, 2))
     _run(
         k.backward, tiles, v.numel() * _work(plan, past.reach.limit, 2 * len(numbers.decay)),
         _flat(charged, steps) if isinstance(charged, Tensor) else nothing, rebuild,
@@ -305,20 +321,20 @@ def adjoint(
         _NO_MARKS if isinstance(charged, Tensor) else _flat(charged.fired, steps),
         nothing.reshape(-1) if isinstance(charged, Tensor) else _row(charged.v),
         entering, past.reach.limit or rows.shape[0], plan, numbers.weights, numbers.gain,
-        numbers.readout_t, numbers.decay, numbers.inject_t, number(1.0 - leak),
-        number(leak if decayed else 1.0),
+        numbers.readout_t, numbers.decay, numbers.inject_t, number(1.0 - factor if pull else 1.0),
+        number(factor if decayed else 1.0), form, leak, pull or (code.pull and not code.in_rate),
         number(code.rest), number(code.threshold), code.strict, code.reset is not None,
-        number(code.reset or 0.0), code.detach_reset, k.SURROGATES.index(code.surrogate),
+        number(code.reset or 0.0), code.detach_reset, code.in_rate, k.SURROGATES.index(code.surrogate),
         number(code.surrogate_alpha), number(1.0),
         nothing if grad_s is None else _flat(grad_s.to(like.dtype), steps), grad_s is not None,
         nothing.reshape(-1) if grad_v is None else _row(grad_v), grad_v is not None,
         nothing if grad_rows is None or not grad_rows.shape[0] else _flat(grad_rows, grad_rows.shape[0]),
         first_handed, 0 if grad_rows is None else grad_rows.shape[0],
         nothing if grad_traces is None else _flat(grad_traces, grad_traces.shape[0]), grad_traces is not None,
-        nothing if x_seq is None else _flat(x_seq, steps), levers, x_seq is not None, decayed,
+        nothing if not x_seq.numel() else _flat(x_seq, steps), levers, keep_levers, decayed or code.in_rate,
         into_x, nothing if delta is None else delta.view(steps, -1).numpy(), keep_delta,
     )  # fmt: skip
-    if x_seq is None:
+    if not keep_levers:
         return Adjoint(grad_x, delta, None)
     found = np.zeros((channels, 2))
     np.add.at(found, tiles[:, 2], levers)

@@ -14,12 +14,13 @@ from spikede_plugins.engine.cpu_sums import OPTIONS
 
 # How charge is written (see ``AffineCode``): the same number, rounded as the framework rounds it.
 INTEGRATE, DIVIDE_INPUT, DIVIDE, DIVIDE_SHORT, FACTOR_INPUT, FACTOR, FACTOR_SHORT = range(7)
+DIVIDE_ONLY_INPUT, FACTOR_ONLY_INPUT = 7, 8
 # Resets that act in the step after the spike (see ``engine.fire_steps``).
 DELAYED_RESETS = ("none", "subtract", "zero")
 # Surrogates in the order of the slopes below.
 SURROGATES = (
     "sigmoid", "atan", "piecewise_quadratic", "piecewise_exp", "soft_sign", "super_spike", "erf",
-    "fast_sigmoid", "triangular", "straight_through",
+    "fast_sigmoid", "triangular", "straight_through", "piecewise_linear", "gaussian",
 )  # fmt: skip
 
 
@@ -41,6 +42,12 @@ def charge(c, v, x, count, form, leak, rest):
     elif form == FACTOR_INPUT:
         for i in range(count):
             c[i] = v[i] + (x[i] - (v[i] - rest)) * leak
+    elif form == DIVIDE_ONLY_INPUT:
+        for i in range(count):
+            c[i] = v[i] + x[i] / leak
+    elif form == FACTOR_ONLY_INPUT:
+        for i in range(count):
+            c[i] = v[i] + x[i] * leak
     else:
         for i in range(count):
             c[i] = v[i] - (v[i] - rest) * leak + x[i]
@@ -85,6 +92,14 @@ def surrogate_slope(slope, h, count, threshold, kind, a, one):
     elif kind == 8:
         for i in range(count):
             slope[i] = a if h[i] < threshold else -a
+    elif kind == 10:
+        for i in range(count):
+            slope[i] = half / (a * a) if abs(h[i] - threshold) <= a else one - one
+    elif kind == 11:
+        scale = one / (a * type(one)(math.sqrt(2.0 * math.pi)))
+        for i in range(count):
+            z = (h[i] - threshold) / a
+            slope[i] = scale * np.exp(-z * z / (one + one))
     else:
         for i in range(count):
             slope[i] = one

@@ -10,9 +10,11 @@ from spikede_plugins.engine.cpu_dynamics import (
     DELAYED_RESETS,
     DIVIDE,
     DIVIDE_INPUT,
+    DIVIDE_ONLY_INPUT,
     DIVIDE_SHORT,
     FACTOR,
     FACTOR_INPUT,
+    FACTOR_ONLY_INPUT,
     FACTOR_SHORT,
     INTEGRATE,
     SURROGATES,
@@ -30,7 +32,8 @@ from spikede_plugins.engine.cpu_sums import OPTIONS
 from spikede_plugins.engine.outlined import share
 
 __all__ = [
-    "DELAYED_RESETS", "DIVIDE", "DIVIDE_INPUT", "DIVIDE_SHORT", "FACTOR", "FACTOR_INPUT", "FACTOR_SHORT",
+    "DELAYED_RESETS", "DIVIDE", "DIVIDE_INPUT", "DIVIDE_ONLY_INPUT", "DIVIDE_SHORT", "FACTOR", "FACTOR_INPUT",
+    "FACTOR_ONLY_INPUT", "FACTOR_SHORT",
     "INTEGRATE", "SHARED", "SURROGATES", "backward", "begin", "begin_adjoint",
     "fire_step", "fire_step_adjoint", "forward", "step", "step_adjoint",
 ]  # fmt: skip

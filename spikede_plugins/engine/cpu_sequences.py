@@ -26,13 +26,14 @@ from spikede_plugins.engine.cpu_sums import (
 @njit(**OPTIONS)
 def forward(
     x, v0, start, rows, entering, limit, plan, room, given_base, has_base, traces, has_traces, new_traces,
-    weights, brackets, readout, decay, inject, form, leak, rest, threshold, strict, hard, reset, one, spikes,
-    h_seq, keep_h, v_seq, keep_v, marks, keep_marks, v_last, tiles, first_tile, last_tile,
+    weights, brackets, readout, decay, inject, form, leak, rest, threshold, strict, hard, reset, early, drop,
+    one, spikes, h_seq, keep_h, v_seq, keep_v, marks, keep_marks, v_last, tiles, first_tile, last_tile,
 ):  # fmt: skip
     """All steps of all neurons; ``rows [entering + T, N]`` holds the past and receives the new rows.
 
     ``plan [blocks, 6]`` is ``engine.blocks``; ``room`` rows are the most that are held at a time. With
-    ``has_base`` there is one block, and what is older than it is given.
+    ``has_base`` there is one block, and what is older than it is given. With ``early`` a neuron fires on its
+    native charge, and a spike takes ``drop`` from that.
     """
     width = widest(tiles, first_tile, last_tile)
     size, count_traces = given_base.shape[0], decay.shape[0]
@@ -90,8 +91,9 @@ def forward(
                 add_history(total, w, local, 0, end - 1, -1, count, min(place + k - first, limit))
                 charge(c, v, x[k, column:stop], count, form, leak, rest)
                 # Short loops over few arrays: the compiler makes vector code of each.
-                for i in range(count):
-                    c[i] = c[i] + bracket * (c[i] - v[i]) - total[i]
+                if not early:
+                    for i in range(count):
+                        c[i] = c[i] + bracket * (c[i] - v[i]) - total[i]
                 fired = spikes[k, column:stop]
                 if strict:
                     for i in range(count):
@@ -99,7 +101,12 @@ def forward(
                 else:
                     for i in range(count):
                         fired[i] = one if c[i] >= threshold else zero
-                if hard:
+                if early:
+                    for i in range(count):
+                        c[i] = c[i] - fired[i] * drop
+                    for i in range(count):
+                        v[i] = c[i] + bracket * (c[i] - v[i]) - total[i]
+                elif hard:
                     for i in range(count):
                         s = fired[i]
                         v[i] = (one - s) * c[i] + s * reset
@@ -134,15 +141,17 @@ def forward(
 @njit(**OPTIONS)
 def backward(
     h_seq, rebuild, rows, start, v0, marks, v_last, entering, limit, plan, weights, gains, readout_t, decay,
-    inject_t, charge_slope, input_slope, rest, threshold, strict, hard, reset, detach, kind, sharpness, one,
-    grad_s, has_s, grad_v, has_v, grad_rows, first_handed, handed, grad_traces, has_grad_traces, x, levers,
-    keep_levers, with_input, grad_x, delta, keep_delta, tiles, first_tile, last_tile,
+    inject_t, charge_slope, input_slope, form, leak, pull, rest, threshold, strict, hard, reset, detach,
+    early, kind, sharpness, one, grad_s, has_s, grad_v, has_v, grad_rows, first_handed, handed, grad_traces,
+    has_grad_traces, x, levers, keep_levers, with_input, grad_x, delta, keep_delta, tiles, first_tile,
+    last_tile,
 ):  # fmt: skip
     """The adjoint recursion; ``grad_x`` and, if asked for, the adjoints ``delta`` of all steps.
 
     With ``rebuild`` the charged potentials are not given but follow from what a soft reset left of them.
     ``levers[tile]`` receives ``sum delta lever`` and ``sum delta x``, parts of the derivatives to gain and
-    leak factor; ``lever = rest - v`` (``+ x`` with ``with_input``).
+    leak factor; ``lever = rest - v`` (``+ x`` with ``with_input``). With ``early`` (see :func:`forward`) the
+    lever has ``- threshold s`` as well; without that it gives the second, ``sum slope grad_s lever``.
     """
     width = widest(tiles, first_tile, last_tile)
     steps = grad_x.shape[0]
@@ -150,6 +159,7 @@ def backward(
     zero = one - one
     total, slope = np.empty(width, grad_x.dtype), np.empty(width, grad_x.dtype)
     rebuilt, lever = np.empty(width, grad_x.dtype), np.empty(width, grad_x.dtype)
+    prior, through = np.empty(width, grad_x.dtype), np.empty(width, grad_x.dtype)
     # Minus what later blocks gave to each step's row; then the adjoint of the step itself.
     into = np.empty((steps, width), grad_x.dtype)
     spread = np.empty((size, width), grad_x.dtype)
@@ -181,7 +191,15 @@ def backward(
                     total[i] = d[i]
                 add_history(total, w, into, 0, k + 1, 1, count, min(last - 1 - k, limit))
                 h = rebuilt[:count]
-                if rebuild:
+                if early:
+                    if k == 0:
+                        prior[:count] = v0[column:stop]
+                    else:
+                        then, begun = rows[entering + k - 1, column:stop], start[column:stop]
+                        for i in range(count):
+                            prior[i] = then[i] + begun[i]
+                    charge(h, prior, x[k, column:stop], count, form, leak, rest)
+                elif rebuild:
                     mark = marks[k, column:stop]
                     if k == steps - 1:  # the newest row may have been overwritten by a potential set by hand
                         after = v_last[column:stop]
@@ -196,13 +214,20 @@ def backward(
                 surrogate_slope(slope, h, count, threshold, kind, sharpness, one)
                 if k < steps - 1:
                     ahead = into[k + 1]
-                    for i in range(count):
-                        total[i] -= carried * ahead[i]
+                    if early:
+                        for i in range(count):
+                            total[i] -= (one - gain) * ahead[i] + charge_slope * through[i]
+                    else:
+                        for i in range(count):
+                            total[i] -= carried * ahead[i]
                 elif has_v:
                     into_v = grad_v[column:stop]
                     for i in range(count):
                         total[i] -= into_v[i]
-                if hard:
+                if early:
+                    for i in range(count):
+                        d[i] = -total[i]
+                elif hard:
                     if strict:
                         for i in range(count):
                             rebuilt[i] = (one if h[i] <= threshold else zero) + (
@@ -222,20 +247,36 @@ def backward(
                 else:
                     for i in range(count):
                         d[i] = (threshold * slope[i] - one) * total[i]
-                if has_s:
+                if early:  # through: the adjoint of the native charge
+                    for i in range(count):
+                        through[i] = gain * d[i]
+                    if has_s:
+                        incoming = grad_s[k, column:stop]
+                        for i in range(count):
+                            slope[i] = slope[i] * incoming[i]
+                        for i in range(count):
+                            through[i] += slope[i]
+                elif has_s:
                     incoming = grad_s[k, column:stop]
                     for i in range(count):
                         d[i] += slope[i] * incoming[i]
                 outgoing = grad_x[k, column:stop]
-                for i in range(count):
-                    outgoing[i] = into_input * d[i]
+                if early:
+                    for i in range(count):
+                        outgoing[i] = input_slope * through[i]
+                else:
+                    for i in range(count):
+                        outgoing[i] = into_input * d[i]
                 if keep_delta:
                     adjoint = delta[k, column:stop]
                     for i in range(count):
                         adjoint[i] = d[i]
                 if keep_levers:
                     given = x[k, column:stop]
-                    if k == 0:
+                    if not pull:
+                        for i in range(count):
+                            lever[i] = zero
+                    elif k == 0:
                         then = v0[column:stop]
                         for i in range(count):
                             lever[i] = rest - then[i]
@@ -246,8 +287,18 @@ def backward(
                     if with_input:
                         for i in range(count):
                             lever[i] += given[i]
+                    if early:
+                        if has_s:
+                            by_input += dot(slope, lever, count)
+                        if strict:
+                            for i in range(count):
+                                lever[i] -= threshold if h[i] > threshold else zero
+                        else:
+                            for i in range(count):
+                                lever[i] -= threshold if h[i] >= threshold else zero
+                    else:
+                        by_input += dot(d, given, count)
                     by_lever += dot(d, lever, count)
-                    by_input += dot(d, given, count)
             # What this block gave to the rows before it, as far as they belong to this run.
             inside = max(low, entering)
             steps_here = last - first

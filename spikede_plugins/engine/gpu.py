@@ -69,6 +69,8 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
     v = past.v
     return (
         neuron.code is not None
+        and not neuron.code.in_rate
+        and neuron.code.pull
         and _device_fits(v.device)
         and v.dtype in _WIDTH
         and all(p.numel() == 1 for p in neuron.params)
@@ -222,11 +224,12 @@ def _new(t: Tensor) -> Tensor:
 
 
 def adjoint(
-    code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor | None, kernel: Kernel,
+    code: AffineCode, params: Sequence[Tensor], past: Past, x_seq: Tensor, kernel: Kernel,
     charged: Tensor | SoftReset, rows: Tensor, entering: int, grad_s: Tensor | None, grad_v: Tensor | None,
     grad_rows: Tensor | None, first_handed: int, grad_traces: Tensor | None, keep_delta: bool,
+    keep_levers: bool,
 ) -> Adjoint:  # fmt: skip
-    """The gradients of an affine neuron; with ``x_seq``, also the levers."""
+    """The gradients of an affine neuron, and the levers if asked for; else ``x_seq`` may be empty."""
     v, steps, like = past.v, rows.shape[0] - entering, rows[entering:]
     plan, kernel_numbers, sizes = _setting(code, params, past, kernel, entering, steps)
     grad_x, delta = empty(tuple(like.shape), like), empty(tuple(like.shape), like)
@@ -256,7 +259,7 @@ def adjoint(
             HAS_S=grad_s is not None, HAS_V=grad_v is not None, HANDED=handed, CHANNELS=sizes[2] > 1,
             WINDOW=past.reach.limit > 0, TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH[v.dtype], **_LAUNCH,
         )  # fmt: skip
-    levers = None if x_seq is None else _levers(code, past, x_seq, kernel, rows, entering, delta)
+    levers = _levers(code, past, x_seq, kernel, rows, entering, delta) if keep_levers else None
     return Adjoint(grad_x, delta if keep_delta else None, levers)
 
 

@@ -117,6 +117,11 @@ def _slope(z, a, KIND: tl.constexpr):
         slope = 1.0 / (y * y)
     elif KIND == "triangular":
         slope = tl.where(z < 0.0, a, -a)
+    elif KIND == "piecewise_linear":
+        slope = tl.where(far <= a, 0.5 / a, 0.0)
+    elif KIND == "gaussian":
+        y = z / a
+        slope = tl.exp(-0.5 * y * y) * (0.3989422804014327 / a)
     else:
         tl.static_assert(KIND == "straight_through")
         slope = tl.zeros_like(z) + 1.0

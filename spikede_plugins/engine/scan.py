@@ -62,7 +62,7 @@ class Local(NamedTuple):
     Attributes:
         charge: gives ``c [T, *shape]``; called only where the gain is learned.
         charge_slope, reset_slope: ``dc/dv`` and the whole ``dv/dh``, ``[T, *shape]`` or a number.
-        spike_slope: ``ds/dh [T, *shape]``.
+        spike_slope: ``ds/dh [T, *shape]``; of a neuron that fires before, ``ds/dv``.
         pull_back: from the adjoints of c, of the spikes and of v after firing (the last only where parameters
             are wanted) to the gradients of the input and of each parameter.
     """
@@ -88,6 +88,8 @@ class ElementwiseNeuron:
         params: tensors the two depend on and that may need gradients.
         code: the neuron in plain numbers, where it has that form; compiled graphs need it.
         derivatives: its derivatives in closed form, where it has them; else they are found by autograd.
+        spike: ``(v, x, *params) -> spike`` of a neuron that fires before the step, on what it has then
+            (derivative-style neurons, whose reset is part of their charge); ``fire`` is not called.
     """
 
     charge: Callable[..., Tensor]
@@ -95,6 +97,7 @@ class ElementwiseNeuron:
     params: tuple[Tensor, ...] = ()
     code: AffineCode | None = None
     derivatives: Derivatives | None = None
+    spike: Callable[..., Tensor] | None = None
 
 
 def can_scan(operator: FractionalOperator) -> bool:
@@ -270,7 +273,10 @@ def _march(
                 total = inside if total is None else total + inside
             if total is not None:
                 h = h - total
-            s, v = neuron.fire(h, *params)
+            if neuron.spike is None:
+                s, v = neuron.fire(h, *params)
+            else:
+                s, v = neuron.spike(v, x_seq[k], *params), h
             if spikes is None:
                 spikes = empty((steps, *s.shape), s)
             spikes[k] = s
@@ -314,7 +320,7 @@ def backward_pass(
 
     delta, eta_seq, row_grad, grad_past, grad_traces_in = _recursion(
         local, kernel, g, entering, past, h_seq, grad_s, grad_v, grad_rows, first_handed, grad_v_seq,
-        grad_traces, any(needs.params),
+        grad_traces, any(needs.params), neuron.spike is not None,
     )  # fmt: skip
 
     # What the rows of before received reaches through them and their start the state that came in.
@@ -323,6 +329,8 @@ def backward_pass(
         grad_start = -row_grad if grad_past is None else -(row_grad + grad_past[-1])
     if needs.v:
         grad_v_in = (g * _at(local.charge_slope, 0) + (1.0 - g)) * delta[0]
+        if neuron.spike is not None and grad_s is not None:
+            grad_v_in = grad_v_in + local.spike_slope[0] * grad_s[0].to(delta.dtype)
         grad_v_in = plus(grad_v_in, None if grad_past is None else grad_past[-1])
 
     grad_gain = grad_weights = grad_readout = None
@@ -358,8 +366,8 @@ def _fused_backward(
     weights_wanted = needs.weights or needs.readout
     levers_wanted = needs.gain or any(needs.params)
     grad_x, delta, levers = engine.adjoint(
-        code, params, past, x_seq if levers_wanted else None, kernel, charged, all_rows, entering, grad_s,
-        grad_v, grad_rows, first_handed, grad_traces, past_wanted or weights_wanted,
+        code, params, past, x_seq, kernel, charged, all_rows, entering, grad_s, grad_v, grad_rows,
+        first_handed, grad_traces, past_wanted or weights_wanted, levers_wanted,
     )  # fmt: skip
     grad_v_in = grad_past = grad_traces_in = grad_gain = grad_weights = grad_readout = None
     grad_params: tuple[Tensor | None, ...] = (None,) * len(params)
@@ -370,14 +378,23 @@ def _fused_backward(
             grad_traces,
         )  # fmt: skip
         g = per_neuron(kernel.gain, past.v.shape, past.channel_dim)
-        grad_v_in = (g * (1.0 - leak) + (1.0 - g)) * delta[0]
+        kept = 1.0 - leak if code.pull else 1.0
+        if code.in_rate:  # what the native charge got is the gradient of the input over its factor
+            grad_v_in = kept * grad_x[0] / (1.0 if code.leak == "none" else leak) + (1.0 - g) * delta[0]
+        else:
+            grad_v_in = (g * kept + (1.0 - g)) * delta[0]
         grad_v_in = plus(grad_v_in, None if grad_past is None else grad_past[-1])
     if levers is not None:
         through, direct = levers.unbind(1)
-        decayed = code.leak != "none" and code.decay_input
-        grad_gain = leak * through if decayed else leak * through + direct
+        into_leak = kernel.gain * through
+        if code.in_rate:
+            grad_gain, into_leak = (through if code.leak == "none" else leak * through), into_leak + direct
+        elif code.leak != "none" and code.decay_input:
+            grad_gain = leak * through
+        else:
+            grad_gain = leak * through + direct
         if params:
-            grad_params = ((kernel.gain * through).sum().reshape(params[0].shape),)
+            grad_params = (into_leak.sum().reshape(params[0].shape),)
     if weights_wanted and delta is not None:
         grad_weights, grad_readout = weight_gradients(
             kernel, delta, all_rows, entering, past.traces, past.reach, past.channel_dim
@@ -402,7 +419,7 @@ def _leak_number(code: AffineCode) -> float:
 def _recursion(
     local: Local, kernel: Kernel, g: Tensor, entering: int, past: Past, h_seq: Tensor,
     grad_s: Tensor | None, grad_v: Tensor | None, grad_rows: Tensor | None, first_handed: int,
-    grad_v_seq: Tensor | None, grad_traces: Tensor | None, keep_eta: bool,
+    grad_v_seq: Tensor | None, grad_traces: Tensor | None, keep_eta: bool, early: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """The adjoint recursion in torch, for any neuron.
 
@@ -429,12 +446,14 @@ def _recursion(
             row_grad += eta
             if k < steps - 1:
                 eta += (g * _at(local.charge_slope, k + 1) + (1.0 - g)) * delta[k + 1]
+                if early and grad_s is not None:
+                    eta += local.spike_slope[k + 1] * grad_s[k + 1].to(delta.dtype)
             elif grad_v is not None:
                 eta += grad_v
             if grad_v_seq is not None:
                 eta += grad_v_seq[k]
             torch.mul(_at(local.reset_slope, k), eta, out=delta[k])
-            if grad_s is not None:
+            if grad_s is not None and not early:
                 delta[k] += local.spike_slope[k] * grad_s[k].to(delta.dtype)
             if eta_seq is not None:
                 eta_seq[k] = eta
@@ -467,11 +486,18 @@ def _by_autograd(neuron: ElementwiseNeuron, needs: Needs) -> Derivatives:
             p_at = [p.detach().requires_grad_(n) for p, n in zip(params, needs.params, strict=True)]
             c_seq = neuron.charge(v_at, x_at, *p_at)
             h_at = h_seq.detach().requires_grad_()
-            s_out, v_out = neuron.fire(h_at, *p_at)
+            early = neuron.spike is not None
+            if neuron.spike is None:
+                s_out, v_out = neuron.fire(h_at, *p_at)
+            else:
+                s_out, v_out = neuron.spike(v_at, x_at, *p_at), h_at
 
         def pull_back(into_c: Tensor, into_s: Tensor | None, into_v: Tensor | None) -> Pulled:
             outputs, cotangents = [c_seq], [into_c.expand_as(c_seq)]
-            if into_v is not None:  # parameters are wanted, and firing may depend on them
+            if early:
+                if into_s is not None:
+                    outputs, cotangents = [c_seq, s_out], [*cotangents, into_s.to(s_out.dtype)]
+            elif into_v is not None:  # parameters are wanted, and firing may depend on them
                 outputs += [s_out, v_out]
                 cotangents += [torch.zeros_like(s_out) if into_s is None else into_s.to(s_out.dtype), into_v]
             wanted = [t for t in (x_at, *p_at) if t.requires_grad]
@@ -485,8 +511,9 @@ def _by_autograd(neuron: ElementwiseNeuron, needs: Needs) -> Derivatives:
             return by_input.get(id(x_at)), tuple(by_input.get(id(p)) for p in p_at)
 
         return Local(
-            c_seq.detach, _diagonal(c_seq, v_at), _diagonal(s_out, h_at), _diagonal(v_out, h_at), pull_back
-        )
+            c_seq.detach, _diagonal(c_seq, v_at), _diagonal(s_out, v_at if early else h_at),
+            _diagonal(v_out, h_at), pull_back,
+        )  # fmt: skip
 
     return derivatives
 
@@ -503,7 +530,7 @@ def rebuilds(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kerne
     A soft reset loses nothing; the history exists anyway.
     """
     code = neuron.code
-    if code is None or code.reset is not None or fused(neuron, past, x_seq, kernel) is None:
+    if code is None or code.reset is not None or code.in_rate or fused(neuron, past, x_seq, kernel) is None:
         return None
     return code.threshold
 
@@ -522,11 +549,12 @@ class _Scan(torch.autograd.Function):
         soft = rebuilds(neuron, past, x_seq, kernel)
         run = forward_pass(
             neuron, past, x_seq, kernel, params, log, keep_v=keep_v,
-            keep_h=needs_grad and soft is None, keep_fired=needs_grad and soft is not None,
+            keep_h=needs_grad and soft is None and neuron.spike is None,
+            keep_fired=needs_grad and soft is not None,
         )  # fmt: skip
         if needs_grad:
             # What a neuron in closed form needs of its input is often nothing.
-            wants_x = neuron.derivatives is None or n[11] or any(n[14:])
+            wants_x = neuron.derivatives is None or neuron.spike is not None or n[11] or any(n[14:])
             x_kept = x_seq if wants_x else x_seq.new_empty(0)
             h_kept, v_kept = (run.h_seq, v) if soft is None else (run.fired, run.v)
             ctx.threshold = soft
@@ -546,6 +574,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         x_seq, v, start, traces, gain, weights, readout, kept, v_last, *params = ctx.saved_tensors
         charged = kept if ctx.threshold is None else SoftReset(kept, v_last, ctx.threshold)
+        if charged is None:  # fires before the step: what memory made of the charge is the potential
+            charged = ctx.all_rows[ctx.entering :]
         n = ctx.needs_input_grad
         rows = None if ctx.fresh else ctx.all_rows[: ctx.entering - 1]
         decay, inject = ctx.constants

@@ -27,7 +27,7 @@ def encode(code: AffineCode) -> tuple[str, str, list[float], float | None, list[
         code.surrogate,
         [code.tau, code.rest, code.threshold, code.surrogate_alpha],
         code.reset,
-        [code.decay_input, code.short_decay, code.detach_reset, code.strict],
+        [code.decay_input, code.short_decay, code.detach_reset, code.strict, code.pull, code.in_rate],
     )
 
 
@@ -35,11 +35,11 @@ def _neuron(
     leak: str, surrogate: str, numbers: list[float], reset: float | None, flags: list[bool]
 ) -> ElementwiseNeuron:
     tau, rest, threshold, surrogate_alpha = numbers
-    decay_input, short_decay, detach_reset, strict = flags
+    decay_input, short_decay, detach_reset, strict, pull, in_rate = flags
     return affine_neuron(
         AffineCode(
             leak, tau, decay_input, rest, short_decay, threshold, reset, detach_reset,
-            surrogate, surrogate_alpha, strict,
+            surrogate, surrogate_alpha, strict, pull, in_rate,
         )
     )
 
