@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
+from spikede_plugins.errors import OptionError
+from spikede_plugins.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,30 @@ class Adapter(ABC):
     @abstractmethod
     def reset_state(self, module: nn.Module) -> None:
         """Put a native or fractional neuron's state back to its start, as the framework would."""
+
+    def use_surrogate(self, module: nn.Module, surrogate: Surrogate) -> None:
+        """Give a fractional neuron another surrogate gradient; :meth:`to_native` gives its own back.
+
+        Raises:
+            OptionError: if this neuron cannot have another.
+        """
+        raise OptionError(
+            f"the adapter {self.name!r} does not change surrogates; set it on the neuron before converting."
+        )
+
+    def sequence_obstacle(self, module: nn.Module) -> str:
+        """Why :meth:`run_sequence` cannot run this native neuron; empty if it can."""
+        return ""
+
+    def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
+        """The spikes ``[T, B, ...]`` of a fractional neuron that takes ``operator`` and starts afresh.
+
+        Its state is fresh afterwards as well.
+
+        Raises:
+            NotImplementedError: if the adapter does not offer it.
+        """
+        raise NotImplementedError(f"the adapter {self.name!r} does not run sequences (run_sequence).")
 
     def finish(
         self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
+from spikede_plugins.errors import OptionError
+from spikede_plugins.surrogate import Surrogate, is_step
 
 from .codes import delayed_reset
 from .neurons import FRACTIONAL, FractionalLeaky, FractionalNeuron, from_native, to_native
@@ -127,6 +129,31 @@ class SnnTorchAdapter(Adapter):
             value = vars(module).get(name)
             if isinstance(value, Tensor):
                 setattr(module, name, value.detach())
+
+    def use_surrogate(self, module: nn.Module, surrogate: Surrogate) -> None:
+        neuron: Any = module
+        if not is_step(neuron.spike_grad):
+            raise OptionError(
+                f"spike_grad of {neuron.native_class.__name__} is no step, so it is part of what the neuron "
+                "computes."
+            )
+        vars(neuron)["_native_spike_grad"] = neuron.spike_grad
+        # The method, not the module, which would become a child of the neuron.
+        neuron.spike_grad = Surrogate(surrogate.name, surrogate.alpha, strict=True).forward
+
+    def sequence_obstacle(self, module: nn.Module) -> str:
+        neuron: Any = module
+        if not getattr(neuron, "init_hidden", False) or getattr(neuron, "output", False):
+            return "it hands its membrane in and out; construct it with init_hidden=True and output=False"
+        return ""
+
+    def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
+        module.fractional = operator
+        self.reset_state(module)
+        try:
+            return torch.stack([module(x) for x in x_seq])
+        finally:
+            self.reset_state(module)
 
     # snnTorch finds the neurons to reset and to detach in lists that its constructors fill.
 

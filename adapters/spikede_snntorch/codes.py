@@ -10,6 +10,7 @@ from snntorch import surrogate
 from torch import Tensor
 
 from spikede_plugins.engine import DelayedReset
+from spikede_plugins.surrogate import Surrogate
 
 #: Factory of a surrogate: its name in ``spikede_plugins.surrogate``.
 _SURROGATES = {
@@ -32,7 +33,10 @@ _METHODS = frozenset(("fire", "mem_reset", "_base_state_function", "_base_sub", 
 
 
 def named_surrogate(function: Any) -> tuple[str, float] | None:
-    """Name and scale of a function that one of snnTorch's own factories returned; None for any other."""
+    """Name and scale of a function of our own or from one of snnTorch's factories; None for any other."""
+    ours = getattr(function, "__self__", None)
+    if type(ours) is Surrogate and ours.strict and function.__func__ is Surrogate.forward:
+        return ours.name, ours.alpha
     if not isinstance(function, types.FunctionType) or function.__module__ != surrogate.__name__:
         return None
     factory, _, inner = function.__qualname__.partition(".<locals>.")

@@ -375,5 +375,7 @@ def to_native(module: Any) -> nn.Module:
     """The native neuron again, in its start state."""
     new: Any = _rebuilt(module, module.native_class, _OWN)
     del new._modules["fractional"]
+    if "_native_spike_grad" in vars(new):
+        new.spike_grad = vars(new).pop("_native_spike_grad")
     new.reset_mem()
     return new

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from spikingjelly.activation_based import base, functional
-from torch import nn
+from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
-from spikede_plugins.errors import UnsupportedNeuronError
+from spikede_plugins.errors import OptionError, UnsupportedNeuronError
+from spikede_plugins.surrogate import Surrogate, is_step
 from spikede_spikingjelly.node import FractionalNode
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
 
@@ -50,6 +52,27 @@ class SpikingJellyAdapter(Adapter):
     def reset_state(self, module: nn.Module) -> None:
         if isinstance(module, base.MemoryModule):
             module.reset()
+
+    def use_surrogate(self, module: nn.Module, surrogate: Surrogate) -> None:
+        node: Any = _fractional(module)
+        if not is_step(node.surrogate_function):
+            raise OptionError(
+                f"the surrogate of {node.native_class.__name__} is no step but "
+                f"{type(node.surrogate_function).__name__}, which is part of what the neuron computes."
+            )
+        node.__dict__["_native_surrogate"] = node.surrogate_function
+        node.surrogate_function = Surrogate(surrogate.name, surrogate.alpha)
+
+    def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
+        node: Any = _fractional(module)
+        node._modules["fractional"] = operator
+        node.reset()
+        node.step_mode = "m"
+        try:
+            spikes: Tensor = node(x_seq)
+        finally:
+            node.reset()
+        return spikes
 
     def finish(self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]) -> None:
         # Some releases remember which modules of a net to reset; nets nested in this one do so too.

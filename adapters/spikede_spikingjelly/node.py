@@ -109,6 +109,8 @@ class FractionalNode(neuron.BaseNode):
             attributes.pop(name, None)
         if "_backend" in attributes:
             attributes["_backend"] = self._native_backend
+        if "_native_surrogate" in attributes:
+            native.surrogate_function = attributes.pop("_native_surrogate")
         native._modules.pop("fractional")
         for name in HISTORY:
             native._memories.pop(name)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
+from spikede_plugins.surrogate import Surrogate
+
 #: Framework class -> the same function in :mod:`spikede_plugins.surrogate`.
 NAMED = {
     "Sigmoid": "sigmoid",
@@ -48,7 +50,7 @@ def scannable(function: object) -> bool:
     """Whether the surrogate may be evaluated for all time steps at once."""
     return (
         isinstance(function, nn.Module)
-        and _own_class(function) in _ELEMENTWISE
+        and (_own_class(function) in _ELEMENTWISE or type(function) is Surrogate)
         and not any(isinstance(value, Tensor) for value in vars(function).values())
         and not any(True for _ in function.parameters())
         and not (function._forward_hooks or function._forward_pre_hooks)
@@ -58,6 +60,8 @@ def scannable(function: object) -> bool:
 
 def named(function: object) -> tuple[str, float] | None:
     """Name and scale of the same surrogate in :mod:`spikede_plugins.surrogate`, or None."""
+    if type(function) is Surrogate and not function.strict:
+        return function.name, function.alpha
     name = NAMED.get(_own_class(function))
     alpha = getattr(function, "alpha", None)
     if name is None or not isinstance(alpha, (int, float)) or not getattr(function, "spiking", False):

@@ -1,0 +1,149 @@
+"""The fractional orders of several neuron layers, as they are written in one argument.
+
+| alpha | alpha_mode | meaning |
+|---|---|---|
+| 0.6, ``PerChannel``, ``MultiTerm`` | any | every layer |
+| [0.3, 0.8] | ``"per_layer"`` | one order a layer |
+| [0.3, 0.8] | ``"multiterm"`` | every layer: ``sum_j c_j D^{a_j} v``, c from ``multi_coefficient`` (ones) |
+| [0.3, 0.8] with ``multi_coefficient`` | ``"auto"`` | as ``"multiterm"`` |
+| [[0.3, 0.5], 0.8] | any | one entry a layer; several orders there are a sum of terms |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, UnknownNameError, nearest
+from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel
+
+ALPHA_MODES = ("auto", "per_layer", "multiterm")
+
+
+def layer_orders(
+    alpha: Any,
+    layers: Sequence[str],
+    multi_coefficient: Any = None,
+    learn_alpha: bool | Sequence[bool] = False,
+    learn_coefficient: bool | Sequence[bool] = False,
+    alpha_mode: str = "auto",
+) -> list[FractionalOrder]:
+    """One :class:`FractionalOrder` for each layer.
+
+    Args:
+        alpha, alpha_mode: see the table at the head of this file.
+        layers: the names of the layers, in the model's own order.
+        multi_coefficient: factors of a sum of terms: one sequence for all layers, or one a layer.
+        learn_alpha, learn_coefficient: train them: for all layers, or one bool a layer.
+
+    Raises:
+        OrderError: for orders out of range, a wrong count, or a flat list whose meaning is open.
+        OptionError, OptionTypeError, UnknownNameError: for the other arguments.
+    """
+    if alpha_mode not in ALPHA_MODES:
+        raise UnknownNameError(f"unknown alpha_mode {alpha_mode!r}; {nearest(str(alpha_mode), ALPHA_MODES)}")
+    entries = _entries(alpha, layers, multi_coefficient, alpha_mode)
+    learned = _flags(learn_alpha, layers, "learn_alpha")
+    factors = _coefficients(multi_coefficient, entries, layers)
+    train_factors = _flags(learn_coefficient, layers, "learn_coefficient")
+    several = [isinstance(entry, (list, MultiTerm)) for entry in entries]
+    if learn_coefficient is True and not any(several):
+        raise OptionError(
+            "learn_coefficient=True, but no layer has coefficients; give several orders, "
+            'e.g. alpha=[0.3, 0.7], alpha_mode="multiterm".'
+        )
+    orders = []
+    for entry, c, train, learn, name in zip(entries, factors, train_factors, learned, layers, strict=True):
+        if isinstance(entry, list):
+            entry = MultiTerm(entry, c if c is not None else [1.0] * len(entry), train)
+        elif isinstance(entry, MultiTerm):
+            entry = MultiTerm(entry.orders, entry.coefficients, train or entry.learn_coefficients)
+        elif not isinstance(learn_coefficient, bool) and train:
+            raise OptionError(f"learn_coefficient is True for layer {name!r}, which has one order only.")
+        orders.append(FractionalOrder(entry, learn))
+    return orders
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and tuples as lists."""
+    if isinstance(value, Tensor):
+        return value.detach().tolist()
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _found(layers: Sequence[str]) -> str:
+    return f"{len(layers)} neuron layer{'s' * (len(layers) != 1)} ({', '.join(layers)})"
+
+
+def _entries(alpha: Any, layers: Sequence[str], coefficients: Any, mode: str) -> list[Any]:
+    """For each layer a number, a list of orders (terms), ``PerChannel`` or ``MultiTerm``."""
+    alpha = _plain(alpha)
+    if not isinstance(alpha, list):
+        return [alpha] * len(layers)
+    if not alpha:
+        raise OrderError("alpha is empty; give one order, e.g. alpha=0.7.")
+    nested = any(isinstance(a, (list, PerChannel, MultiTerm)) for a in alpha)
+    if not nested and mode == "auto":
+        if coefficients is not None:
+            mode = "multiterm"
+        elif len(alpha) == len(layers) == 1:
+            mode = "per_layer"
+        elif len(alpha) == len(layers):
+            raise OrderError(
+                f"alpha={alpha} may mean one order for each of the {_found(layers)}, or {len(alpha)} terms "
+                'in every layer; say which with alpha_mode="per_layer" or alpha_mode="multiterm".'
+            )
+        else:
+            raise OrderError(
+                f"alpha has {len(alpha)} orders, but the model has {_found(layers)}; give one for each, "
+                f'or, if every layer is to have {len(alpha)} terms, alpha_mode="multiterm".'
+            )
+    if not nested and mode == "multiterm":
+        return [alpha] * len(layers)
+    if len(alpha) != len(layers):
+        raise OrderError(
+            f"alpha has {len(alpha)} entries, but the model has {_found(layers)}; give one for each."
+        )
+    return [a[0] if isinstance(a, list) and len(a) == 1 else a for a in alpha]
+
+
+def _coefficients(given: Any, entries: list[Any], layers: Sequence[str]) -> list[list[float] | None]:
+    """For each layer its factors, None where they are not given."""
+    given = _plain(given)
+    if given is None:
+        return [None] * len(layers)
+    if not isinstance(given, list):
+        raise OptionTypeError(
+            f"multi_coefficient must be a sequence of numbers, or one a layer, got {type(given).__name__}."
+        )
+    if not any(isinstance(entry, list) for entry in entries):
+        raise OptionError(
+            "multi_coefficient is given, but no layer has several orders; give them as "
+            'alpha=[...], alpha_mode="multiterm".'
+        )
+    if not any(isinstance(c, list) or c is None for c in given):
+        return [given if isinstance(entry, list) else None for entry in entries]
+    if len(given) != len(layers):
+        raise OrderError(
+            f"multi_coefficient has {len(given)} entries, but the model has {_found(layers)}; "
+            "give one for each, or one flat sequence for all."
+        )
+    return [
+        None if not isinstance(entry, list) else [c] * len(entry) if isinstance(c, (int, float)) else c
+        for c, entry in zip(given, entries, strict=True)
+    ]
+
+
+def _flags(given: Any, layers: Sequence[str], what: str) -> list[bool]:
+    if isinstance(given, bool):
+        return [given] * len(layers)
+    flags = list(given) if isinstance(given, (list, tuple)) else None
+    if flags is None or not all(isinstance(flag, bool) for flag in flags):
+        raise OptionTypeError(f"{what} must be True, False, or one bool a layer, got {given!r}.")
+    if len(flags) != len(layers):
+        raise OptionError(
+            f"{what} has {len(flags)} entries, but the model has {_found(layers)}; give one for each."
+        )
+    return flags
