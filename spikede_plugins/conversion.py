@@ -20,6 +20,7 @@ from spikede_plugins.adapter import Adapter
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.errors import (
     ConversionError,
+    OptionError,
     OptionTypeError,
     SpikedeError,
     SpikedeWarning,
@@ -31,7 +32,9 @@ from spikede_plugins.registry import adapters_in_use, available_adapters
 from spikede_plugins.report import ConversionReport, ReportRow, Status, operator_columns
 from spikede_plugins.selection import (
     OperatorSettings,
+    Setting,
     as_patterns,
+    check_surrogate,
     count,
     matches,
     require_matches,
@@ -39,6 +42,7 @@ from spikede_plugins.selection import (
     show_all,
 )
 from spikede_plugins.solvers.base import Solver
+from spikede_plugins.surrogate import Surrogate
 from spikede_plugins.tree import (
     KIND_MARK,
     NATIVE_MARK,
@@ -59,6 +63,7 @@ AlphaOption = (
 MethodOption = str | Solver | Mapping[str, str | Solver]
 MemoryOption = str | int | Memory | Mapping[str, str | int | Memory]
 PatternOption = str | Sequence[str] | None
+SurrogateOption = str | Surrogate | Mapping[str, str | Surrogate | None] | None
 
 
 def convert_to_fractional(
@@ -71,6 +76,7 @@ def convert_to_fractional(
     learn_alpha: bool | Mapping[str, bool] = False,
     memory_reset: str | Mapping[str, str] = "never",
     checkpoint: int | Mapping[str, int | None] | None = None,
+    surrogate: SurrogateOption = None,
     include: PatternOption = None,
     exclude: PatternOption = None,
     strict: bool = True,
@@ -98,6 +104,9 @@ def convert_to_fractional(
         memory_reset: ``"never"``, or ``"spike"`` to forget a neuron's history when it fires; or a mapping.
         checkpoint: in multi-step mode, keep the state at every so many steps and recompute the steps between
             in backward: less memory for one more forward pass; or a mapping. None keeps every step.
+        surrogate: another surrogate gradient for the converted neurons, by name (``"atan"``, ``"sigmoid"``,
+            ``"gaussian"``, ``"piecewise_linear"``, ...; see ``spikede_plugins.surrogate``), a
+            :class:`Surrogate` with its scale, or a mapping. None leaves each its own.
         include: convert only the neurons selected by one of these patterns.
         exclude: leave the neurons selected by one of these patterns as they are.
         strict: if False, neurons without a fractional form are left as they are, with one
@@ -121,7 +130,8 @@ def convert_to_fractional(
     settings = OperatorSettings.read(
         alpha, method, memory, step_size, learn_alpha, memory_reset, checkpoint
     )
-    plan = _plan(check_model(model), settings, include, exclude, refuse=strict)
+    surrogates = Setting.read(surrogate, "surrogate", check_surrogate)
+    plan = _plan(check_model(model), settings, include, exclude, surrogates, refuse=strict)
     unsupported = plan.report.unsupported
     if unsupported and not plan.report:
         raise UnsupportedNeuronError(_unsupported_text(unsupported, strict))
@@ -135,15 +145,22 @@ def convert_to_fractional(
         )
     work = _Workpiece.of(model, plan.neurons, inplace)
     steps = []
-    for neuron, operator in zip(work.neurons, plan.operators, strict=True):
+    for neuron, operator, chosen in zip(work.neurons, plan.operators, plan.surrogates, strict=True):
         if operator is None:
             continue
         if operator.is_native:
             work.marks.append((neuron.module, operator_columns(operator)))
         else:
             _place(operator, neuron.module, work.model)
-            steps.append((neuron, partial(neuron.adapter.to_fractional, neuron.module, operator)))
+            steps.append((neuron, partial(_to_fractional, neuron, operator, chosen)))
     return work.carry_out(steps)
+
+
+def _to_fractional(neuron: Neuron, operator: FractionalOperator, surrogate: Surrogate | None) -> nn.Module:
+    made = neuron.adapter.to_fractional(neuron.module, operator)
+    if surrogate is not None:
+        neuron.adapter.use_surrogate(made, surrogate)
+    return made
 
 
 def plan_conversion(
@@ -156,6 +173,7 @@ def plan_conversion(
     learn_alpha: bool | Mapping[str, bool] = False,
     memory_reset: str | Mapping[str, str] = "never",
     checkpoint: int | Mapping[str, int | None] | None = None,
+    surrogate: SurrogateOption = None,
     include: PatternOption = None,
     exclude: PatternOption = None,
     strict: bool = True,
@@ -173,7 +191,8 @@ def plan_conversion(
     settings = OperatorSettings.read(
         alpha, method, memory, step_size, learn_alpha, memory_reset, checkpoint
     )
-    return _plan(check_model(model), settings, include, exclude).report
+    surrogates = Setting.read(surrogate, "surrogate", check_surrogate)
+    return _plan(check_model(model), settings, include, exclude, surrogates).report
 
 
 def conversion_report(model: nn.Module) -> ConversionReport:
@@ -234,10 +253,11 @@ def restore_native(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 @dataclass
 class _Plan:
-    """All spiking neurons of a model, the operator each gets (None: left alone), and the report."""
+    """All spiking neurons of a model, what each gets (None: as it is), and the report."""
 
     neurons: list[Neuron]
     operators: list[FractionalOperator | None]
+    surrogates: list[Surrogate | None]
     report: ConversionReport
 
 
@@ -248,8 +268,9 @@ def _check_flags(**flags: Any) -> None:
 
 
 def _plan(
-    model: nn.Module, settings: OperatorSettings, include: Any, exclude: Any, refuse: bool = False
-) -> _Plan:
+    model: nn.Module, settings: OperatorSettings, include: Any, exclude: Any,
+    surrogates: Setting[Surrogate | None], refuse: bool = False,
+) -> _Plan:  # fmt: skip
     """The plan; with ``refuse``, neurons without a fractional form are an error before orders are counted."""
     chosen, left_out = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     neurons = find_neurons(model, adapters_in_use())
@@ -259,6 +280,7 @@ def _plan(
     require_matches(chosen or (), everywhere, "include")
     require_matches(left_out or (), everywhere, "exclude")
     settings.check_patterns(everywhere)
+    surrogates.check_patterns(everywhere)
 
     def selected(neuron: Neuron) -> bool:
         included = chosen is None or any(matches(p, neuron.paths) for p in chosen)
@@ -282,6 +304,13 @@ def _plan(
         raise UnsupportedNeuronError(_unsupported_text(rows, strict=True))
     made = settings.operators([n.paths for n in able]) if able else []
     operators = {id(n): operator for n, operator in zip(able, made, strict=True)}
+    slopes = dict(zip(map(id, able), surrogates.assign([n.paths for n in able]), strict=True)) if able else {}
+    for n in able:
+        if slopes[id(n)] is not None and operators[id(n)].is_native:
+            raise OptionError(
+                f"{show(n.paths[0])}: a fixed order of 1 leaves the neuron as it is, with its own surrogate; "
+                "set another on the neuron itself."
+            )
     asked = {id(n) for n in wanted}
     rows = []
     for neuron in neurons:
@@ -300,7 +329,10 @@ def _plan(
             rows.append(ReportRow(paths, said.kind, "unsupported", note=said.reason))
         else:
             rows.append(ReportRow(paths, said.kind, "excluded"))
-    return _Plan(neurons, [operators.get(id(n)) for n in neurons], ConversionReport(tuple(rows)))
+    return _Plan(
+        neurons, [operators.get(id(n)) for n in neurons], [slopes.get(id(n)) for n in neurons],
+        ConversionReport(tuple(rows)),
+    )  # fmt: skip
 
 
 def _require_untouched(wanted: Sequence[Neuron], neurons: Sequence[Neuron]) -> None:

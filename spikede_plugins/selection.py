@@ -21,6 +21,7 @@ from spikede_plugins.memory import as_memory
 from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel, check_alpha
 from spikede_plugins.registry import check_solver_basics, get_solver
 from spikede_plugins.solvers.base import Solver
+from spikede_plugins.surrogate import Surrogate
 
 T = TypeVar("T")
 Paths = Sequence[str]
@@ -182,6 +183,17 @@ def _check_method(value: Any, what: str) -> Solver:
             f'{what} must be the name of a solver, e.g. "gl", or a Solver, got {type(value).__name__}.'
         )
     return get_solver(value)
+
+
+def check_surrogate(value: Any, what: str) -> Surrogate | None:
+    """A surrogate by name or as it is; None to leave the neuron its own."""
+    if value is None or isinstance(value, Surrogate):
+        return value
+    if not isinstance(value, str):
+        raise OptionTypeError(
+            f'{what} must be a name, e.g. "gaussian", or a Surrogate, got {type(value).__name__}.'
+        )
+    return Surrogate(value)
 
 
 def _check_flag(value: Any, what: str) -> bool:

@@ -30,9 +30,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spikede_plugins.errors import UnknownNameError, nearest
+from spikede_plugins.errors import OptionError, OptionTypeError, UnknownNameError, nearest
 
 
 def _sigmoid(z: Tensor, a: float) -> Tensor:
@@ -113,3 +113,43 @@ def spike(z: Tensor, name: str = "atan", alpha: float = 2.0, strict: bool = Fals
     if name not in _SLOPES:
         raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, _SLOPES)}")
     return _Spike.apply(z, name, alpha, strict)
+
+
+class Surrogate(nn.Module):
+    """A surrogate of the table as a module, which SpikingJelly and snnTorch take for one of theirs.
+
+    Args:
+        name: a name of the table.
+        alpha: its scale ``a``, > 0; None for 2, or 1 where the scale is a width.
+        strict: fire above 0 only (snnTorch), not at it (SpikingJelly).
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        OptionError, OptionTypeError: for a scale that cannot be used.
+    """
+
+    spiking = True  # what SpikingJelly asks of a surrogate
+
+    def __init__(self, name: str, alpha: float | None = None, strict: bool = False) -> None:
+        super().__init__()
+        self.name, self.strict = surrogate_name(name), strict
+        if alpha is None:
+            alpha = 1.0 if self.name in ("piecewise_linear", "gaussian") else 2.0
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            raise OptionTypeError(f"the scale of a surrogate must be a number, got {alpha!r}.")
+        if not math.isfinite(alpha) or alpha <= 0:
+            raise OptionError(f"the scale of a surrogate must be finite and positive, got {alpha}.")
+        self.alpha = float(alpha)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return spike(z, self.name, self.alpha, self.strict)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, alpha={self.alpha:g}" + ", strict=True" * self.strict
+
+
+def is_step(function: Any) -> bool:
+    """Whether a framework's surrogate is a step: 0 below 0 and 1 above, whatever its slope."""
+    z = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+    with torch.no_grad():
+        return bool(torch.equal(torch.as_tensor(function(z)).to(z), (z > 0).to(z)))
