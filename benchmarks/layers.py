@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import against_integer
+import continuous_time
 import limits
 import long_runs
 import torch
@@ -29,6 +30,7 @@ from spikede_plugins.engine import cpu
 JOBS: dict[str, Callable[..., Any]] = {
     "layer_peak": against_integer.layer_peak,
     "single_steps": long_runs.single_steps,
+    "wrapper_peak": continuous_time.wrapper_peak,
 }
 
 
@@ -105,6 +107,16 @@ GROUPS: dict[str, Table] = {
     ),
     "soe": Table("the same layer over more steps, memory of constant size", against_integer.soe_layers, PAIR),
     "cnn": Table("training step of a CNN with three spiking layers", against_integer.networks, PAIR),
+    "wrapper": Table(
+        "training step of the same CNN in SNNWrapper, against the converted SpikingJelly model",
+        continuous_time.wrappers,
+        (
+            Column("converted", "integer_s", time_text),
+            Column("wrapper", "fractional_s", time_text),
+            *PAIR[2:],
+            Column("peak memory", "peak_mb", memory_text),
+        ),
+    ),
     "loop": Table("snnTorch loop of single steps, forward + backward", against_integer.loops, PAIR),
     "steps": Table(
         "many single steps without gradient, soe; early: the 1 000 steps up to the first memory sample, "

@@ -18,7 +18,7 @@ if not Path("/proc/self/clear_refs").exists():
     pytest.skip("memory is measured by what Linux tells", allow_module_level=True)
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "layers.py"
-GROUPS = ("layer", "soe", "cnn", "loop", "steps", "spikes", "growth", "limits", "gpu")
+GROUPS = ("layer", "soe", "cnn", "wrapper", "loop", "steps", "spikes", "growth", "limits", "gpu")
 #: Numbers that may be 0 or below: nothing differs, no time was spent that tiny runs could show.
 ANY_SIGN = {"voltage_off", "slope"}
 
