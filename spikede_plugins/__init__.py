@@ -1,4 +1,4 @@
-"""Fractional spiking neurons for existing SpikingJelly and snnTorch models.
+"""Fractional spiking neurons for SpikingJelly and snnTorch models, and for models in continuous time.
 
     from spikede_plugins import convert_to_fractional
     fnet = convert_to_fractional(net, alpha=0.7)
@@ -29,7 +29,12 @@ from spikede_plugins.errors import (
     UnknownNameError,
     UnsupportedNeuronError,
 )
+from spikede_plugins.fdeint import fdeint, fdeint_adjoint
+from spikede_plugins.heads import ClassificationHead, VotingLayer
+from spikede_plugins.interpolation import interpolate
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
+from spikede_plugins.mittag_leffler import mittag_leffler
+from spikede_plugins.neurons import BaseNeuron, HardResetLIFNeuron, IFNeuron, LIFNeuron, NoisyLIFNeuron
 from spikede_plugins.orders import MultiTerm, PerChannel
 from spikede_plugins.registry import (
     available_adapters,
@@ -40,42 +45,57 @@ from spikede_plugins.registry import (
 )
 from spikede_plugins.report import ConversionReport, ReportRow
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
+from spikede_plugins.surrogate import Surrogate
+from spikede_plugins.wrapper import SNNWrapper
 
 __version__ = version("spikede-plugins")
 
 __all__ = [
     "Adapter",
     "AutoMemory",
+    "BaseNeuron",
+    "ClassificationHead",
     "ConversionError",
     "ConversionReport",
     "CorrectorSolver",
     "ExplicitSolver",
     "ExportError",
     "FullMemory",
+    "HardResetLIFNeuron",
+    "IFNeuron",
+    "LIFNeuron",
     "Memory",
     "MissingExtraError",
     "MultiTerm",
+    "NoisyLIFNeuron",
     "OptionError",
     "OptionTypeError",
     "OrderError",
     "PerChannel",
     "PluginError",
     "ReportRow",
+    "SNNWrapper",
     "Solver",
     "SpikedeError",
     "SpikedeWarning",
     "StateError",
     "SumOfExponentials",
     "Support",
+    "Surrogate",
     "UnknownNameError",
     "UnsupportedNeuronError",
+    "VotingLayer",
     "WindowMemory",
     "__version__",
     "available_adapters",
     "available_solvers",
     "conversion_report",
     "convert_to_fractional",
+    "fdeint",
+    "fdeint_adjoint",
     "get_solver",
+    "interpolate",
+    "mittag_leffler",
     "plan_conversion",
     "refresh_plugins",
     "register_solver",

@@ -700,7 +700,7 @@ class SNNWrapper(nn.Module):
         states: tuple[Tensor, ...] = tuple(v.unsqueeze(0) for v in start)
         if steps > 1:
             states = fdeint_adjoint(
-                field, start, times[:steps].to(start[0]), alpha=orders,
+                field, start, times[:steps].to(x.device), alpha=orders,
                 method=way.solver or "gl", memory=way.memory,
             )  # fmt: skip
         kept = torch.arange(steps) if rows is None else rows

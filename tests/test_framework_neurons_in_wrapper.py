@@ -1,4 +1,4 @@
-"""Neurons of SpikingJelly and snnTorch in a model that SNNWrapper runs, as convert_to_fractional makes them."""
+"""Neurons of SpikingJelly and snnTorch in a model that SNNWrapper runs: as convert_to_fractional makes."""
 
 from __future__ import annotations
 
