@@ -101,6 +101,14 @@ class Adapter(ABC):
         """Why :meth:`run_sequence` cannot run this native neuron; empty if it can."""
         return ""
 
+    def stateful_layers(self, model: nn.Module) -> list[str]:
+        """Layers of this framework, besides neurons, that carry something from step to step, by path."""
+        return []
+
+    def fold_time(self, model: nn.Module) -> None:
+        """Make the framework's stateless layers in ``model`` take ``[T * B, ...]``."""
+        return
+
     def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
         """The spikes ``[T, B, ...]`` of a fractional neuron that takes ``operator`` and starts afresh.
 

@@ -56,20 +56,25 @@ def layer_orders(
         )
     orders = []
     for entry, c, train, learn, name in zip(entries, factors, train_factors, learned, layers, strict=True):
-        if isinstance(entry, list):
-            entry = MultiTerm(entry, c if c is not None else [1.0] * len(entry), train)
-        elif isinstance(entry, MultiTerm):
-            entry = MultiTerm(entry.orders, entry.coefficients, train or entry.learn_coefficients)
-        elif not isinstance(learn_coefficient, bool) and train:
+        if not isinstance(entry, (list, MultiTerm)) and not isinstance(learn_coefficient, bool) and train:
             raise OptionError(f"learn_coefficient is True for layer {name!r}, which has one order only.")
-        orders.append(FractionalOrder(entry, learn))
+        try:
+            if isinstance(entry, list):
+                entry = MultiTerm(entry, c if c is not None else [1.0] * len(entry), train)
+            elif isinstance(entry, MultiTerm):
+                entry = MultiTerm(entry.orders, entry.coefficients, train or entry.learn_coefficients)
+            orders.append(FractionalOrder(entry, learn))
+        except (OrderError, OptionError, OptionTypeError) as error:
+            raise type(error)(f"layer {name!r}: {error}") from error
     return orders
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and tuples as lists."""
+    """Tensors, arrays and tuples as lists."""
     if isinstance(value, Tensor):
         return value.detach().tolist()
+    if hasattr(value, "tolist"):
+        return value.tolist()
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 

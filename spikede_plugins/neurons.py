@@ -64,10 +64,12 @@ def _like_a_layer(dynamics: Dynamics) -> Dynamics:
         if driver is None:
             raise StateError(
                 f"{type(self).__name__} was called with its input alone, but nothing runs it: call the model "
-                f"through SNNWrapper(model, ...), or the neuron as neuron(v_mem, current_input)."
+                "through SNNWrapper(model, ...), or the neuron as neuron(v_mem, current_input). (In backward "
+                'of a model that checkpoints parts of itself: integrator="fdeint_adjoint" does that.)'
             )
         return driver(self, v_mem)
 
+    forward._spikede_layer = True  # type: ignore[attr-defined]
     return forward
 
 
@@ -99,8 +101,9 @@ class BaseNeuron(nn.Module):
     Attributes:
         tau_param: ``log(tau / initial_tau)``, if it is trained.
         surrogate_f: ``(v - threshold, scale) -> spike``.
-        elementwise: whether ``forward`` acts on each element alone. Set it in a class of your own that does:
-            all steps are then one node of the graph. If it is False, as here, any ``forward`` is right.
+        elementwise: whether ``forward`` acts on each element alone, and all it trains are parameters. Set it
+            in a class of your own where that is so: all steps are then one node of the graph. If it is False,
+            as here, any ``forward`` is right (but for implicit solvers, which need it).
 
     Raises:
         OptionError, OptionTypeError: for numbers that cannot be used.
@@ -130,8 +133,8 @@ class BaseNeuron(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
-            cls.forward = _like_a_layer(cls.__dict__["forward"])  # type: ignore[method-assign]
+        if not hasattr(cls.forward, "_spikede_layer"):  # its own, or one that a mixin brings
+            cls.forward = _like_a_layer(cls.forward)  # type: ignore[method-assign]
 
     @property
     def tau(self) -> float | Tensor:
@@ -153,6 +156,21 @@ class BaseNeuron(nn.Module):
         raise NotImplementedError(
             f"{type(self).__name__} defines no forward(v_mem, current_input) -> (dv_dt, spike)."
         )
+
+    def dynamics(self, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(dv_dt, spike)`` of :meth:`forward`, checked.
+
+        Raises:
+            OptionError: if that is not what it returned.
+        """
+        out = self.forward(v, x)
+        shapes = [tuple(t.shape) for t in out if isinstance(t, Tensor)] if isinstance(out, tuple) else []
+        if shapes != [tuple(v.shape)] * 2:
+            raise OptionError(
+                f"{type(self).__name__}.forward must return (dv_dt, spike), two tensors shaped like v_mem, "
+                f"{tuple(v.shape)}; got {type(out).__name__} of {shapes}."
+            )
+        return out  # type: ignore[no-any-return]
 
     def as_elementwise(self) -> ElementwiseNeuron | None:
         """The neuron as the scan engine takes it, or None: then it is run step by step."""
@@ -189,14 +207,29 @@ class BaseNeuron(nn.Module):
 
 
 class _Bare(nn.Module):
-    """A neuron's dynamics without its hooks, which belong to its calls as a layer."""
+    """A neuron's dynamics without its hooks, which belong to its calls as a layer.
+
+    Its parameters are put in and out of a shallow copy: the neuron itself may run in several threads.
+    """
 
     def __init__(self, neuron: BaseNeuron) -> None:
         super().__init__()
-        self.neuron = neuron
+        self.neuron: BaseNeuron = _shallow(neuron)
 
     def forward(self, v: Tensor, x: Tensor) -> Any:
-        return self.neuron.forward(v, x)
+        return self.neuron.dynamics(v.expand(x.shape), x)
+
+
+def _shallow(module: Any) -> Any:
+    """The module with dictionaries of its own, which hold the same tensors."""
+    new = module.__new__(type(module))
+    new.__dict__ = module.__dict__.copy()
+    for name in ("_parameters", "_buffers"):
+        new.__dict__[name] = module.__dict__[name].copy()
+    new.__dict__["_modules"] = {
+        name: child if child is None else _shallow(child) for name, child in module._modules.items()
+    }
+    return new
 
 
 class _SoftReset(BaseNeuron):

@@ -11,12 +11,14 @@ An adaptive solver of integer order evaluates the whole network at times of its 
 the output is then read at the times asked for. ``base`` is called as it is in both ways: nothing is traced.
 
 Since time lies in the batch, batch normalisation in training mode takes its statistics over ``T * B``, as
-multi-step frameworks do; an adaptive solver calls it at every evaluation.
+multi-step frameworks do. Where the network is evaluated at single times (torchdiffeq's methods, and
+``fdeint_adjoint``, in backward once more) it takes them there, each time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -46,6 +48,8 @@ from spikede_plugins.errors import (
     UnsupportedNeuronError,
     nearest,
 )
+from spikede_plugins.fdeint import fdeint_adjoint
+from spikede_plugins.heads import ClassificationHead
 from spikede_plugins.interpolation import Interpolant, available_interpolations
 from spikede_plugins.layer_orders import layer_orders
 from spikede_plugins.memory import Memory, as_memory
@@ -60,6 +64,10 @@ DROPOUTS = ("step", "sequence")
 _GRID_OPTIONS = ("memory", "step_size")
 #: How many steps ``fdeint_adjoint`` reads out at a time.
 _CHUNK = 16
+_CHANGED = "the model called other neurons than before; which it calls must not depend on values."
+#: Adaptive solvers: firing makes rates jump, which no tolerance resolves for nothing.
+_TOLERANCES = {"rtol": 1e-3, "atol": 1e-4}
+_MOST_STEPS = 10_000
 _DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -70,6 +78,12 @@ class _FrameworkNeuron(nn.Module):
         super().__init__()
         self.neuron = neuron
         self.adapter = adapter
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what a model looks up of its neuron
+            return getattr(super().__getattr__("neuron"), name)
 
     def forward(self, x: Tensor) -> Tensor:
         driver = current_driver()
@@ -92,16 +106,19 @@ class _Run:
     def __init__(self, steps: int, batch: int) -> None:
         self.steps, self.batch, self.time_is_gone = steps, batch, False
 
+    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def unfold_time(self, x: Tensor, last: bool = False) -> Tensor:
         """``[T * B, ...] -> [T, B, ...]``; with ``last``, the model's output has no time any more."""
-        if x.dim() == 0 or x.shape[0] != self.steps * self.batch:
+        whole = self.steps * self.batch  # or a multiple: what a model folds into its batch comes behind
+        if x.dim() == 0 or (x.shape[0] % whole if whole else x.shape[0]):
             raise OptionError(
                 f"a layer of the model gave shape {tuple(x.shape)}, whose first dimension is not the batch "
-                f"of {self.steps * self.batch} it was called with; keep the batch in dimension 0 (time is "
-                "folded into it)."
+                f"of {whole} it was called with; keep the batch in dimension 0 (time is folded into it)."
             )
         self.time_is_gone |= last
-        return x.unflatten(0, (self.steps, self.batch))
+        return x.unflatten(0, (self.steps, x.shape[0] // self.steps))
 
     def output(self, out: Any) -> Any:
         """The output of ``base`` with time unfolded, in whatever it is nested."""
@@ -134,6 +151,12 @@ def _neuron_sequence(neuron: BaseNeuron, operator: FractionalOperator, x_seq: Te
     """The spikes ``[T, B, ...]`` of a neuron that starts from 0."""
     v = torch.zeros(x_seq.shape[1:], dtype=state_dtype(x_seq), device=x_seq.device)
     elementwise = neuron.as_elementwise()
+    solver = operator.solver
+    if elementwise is None and isinstance(solver, CorrectorSolver) and solver.predictor is None:
+        raise OptionError(
+            f"method={solver.name!r} solves for each element alone, and {type(neuron).__name__} has not said "
+            'that this is right: set elementwise = True in its class if so, or use method="abm".'
+        )
     if elementwise is not None and can_scan(operator):
         return scan(operator, elementwise, x_seq, v, FRESH, HistoryLog())[0]
     history, log, spikes = FRESH, HistoryLog(), []
@@ -141,30 +164,13 @@ def _neuron_sequence(neuron: BaseNeuron, operator: FractionalOperator, x_seq: Te
         fired: list[Tensor] = []
 
         def charge(v: Tensor, x: Tensor = x, fired: list[Tensor] = fired) -> Tensor:
-            rate, spike = _dynamics(neuron, v, x)
+            rate, spike = neuron.dynamics(v, x)
             fired.append(spike)
             return v + rate
 
         v, history = charge_step(operator, charge, v, history, log)
         spikes.append(fired[0])  # that at the potential before the step; solvers may ask for more
     return torch.stack(spikes)
-
-
-def _dynamics(neuron: BaseNeuron, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``(dv_dt, spike)`` of a neuron, checked.
-
-    Raises:
-        OptionError: if that is not what it returned.
-    """
-    out = neuron.forward(v, x)
-    shapes = [tuple(t.shape) for t in out if isinstance(t, Tensor)] if isinstance(out, tuple) else []
-    if shapes != [tuple(v.shape)] * 2:
-        raise OptionError(
-            f"{type(neuron).__name__}.forward must return (dv_dt, spike), two tensors shaped like v_mem, "
-            f"{tuple(v.shape)}; got {type(out).__name__} of {shapes}."
-        )
-    rate, spike = out
-    return rate, spike
 
 
 class _StateRun(_Run):
@@ -181,57 +187,91 @@ class _StateRun(_Run):
 
     def __call__(self, layer: Layer, current: Tensor) -> Tensor:
         if isinstance(layer, _FrameworkNeuron):
+            kind = getattr(layer.neuron, "native_class", type(layer.neuron)).__name__
             raise OptionError(
-                f"{type(layer.neuron).__name__} is reset by a jump, which an adaptive solver cannot follow; "
-                'use a method on a grid, e.g. method="euler" or integrator="fdeint".'
+                f"{kind} is reset by a jump and runs layer by layer on a grid only; "
+                'use method="euler" with integrator="odeint", or integrator="fdeint".'
             )
         self.called.append(layer)
         if self.states is None:  # which potentials are there?
-            self.rates.append(torch.zeros(current.shape, dtype=state_dtype(current), device=current.device))
+            resting = torch.zeros(current.shape, dtype=state_dtype(current), device=current.device)
+            self.rates.append(resting)
             return torch.zeros_like(current)
         if len(self.rates) == len(self.states):
-            raise StateError("the model called more neurons than before: which are called must not change.")
+            raise StateError(_CHANGED)
         v = self.states[len(self.rates)]
-        rate, spike = _dynamics(layer, v, current.to(v.dtype))
+        rate, spike = layer.dynamics(v, current.to(v.dtype))
         self.rates.append(rate)
         return spike.to(current.dtype)
+
+    def all_rates(self) -> tuple[Tensor, ...]:
+        if self.states is not None and len(self.rates) != len(self.states):
+            raise StateError(_CHANGED)
+        return tuple(self.rates)
 
 
 class _VectorField(nn.Module):
     """``(t, potentials) -> their derivatives``: the whole network once."""
 
-    def __init__(self, base: nn.Module, signal: Callable[[Tensor], Tensor], batch: int) -> None:
+    def __init__(
+        self, base: nn.Module, signal: Callable[[Tensor], Tensor], batch: int, masks: _Masks | None
+    ) -> None:
         super().__init__()
-        self.base, self.signal, self.batch = base, signal, batch
+        self.base, self.signal, self.batch, self.masks = base, signal, batch, masks
 
     def forward(self, t: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         run = _StateRun(1, self.batch, states)
-        with driven_by(run):
-            self.base(self.signal(t))
-        return tuple(run.rates)
+        _call(self.base, run, self.signal(t), self.masks)
+        return run.all_rates()
 
 
-@contextlib.contextmanager
-def _one_mask(base: nn.Module, batch: int) -> Iterator[None]:
-    """Inside, each dropout layer drops the same at every step."""
-    masks: dict[int, Tensor] = {}
+class _Masks:
+    """Dropout masks of one sequence: drawn at the first call of each layer, and the same at every step."""
 
-    def hook(layer: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
-        x = given[0]
-        if not layer.training or x.shape[0] % batch:
-            return out
-        steps = x.unflatten(0, (-1, batch))
-        if id(layer) not in masks:
-            masks[id(layer)] = layer.forward(torch.ones_like(steps[0]))
-        return (steps * masks[id(layer)]).flatten(0, 1)
+    def __init__(self, base: nn.Module, batch: int) -> None:
+        self.layers = [m for m in base.modules() if isinstance(m, _DROPOUT_LAYERS)]
+        self.batch = batch
+        self.drawn: dict[tuple[int, int], Tensor] = {}
 
-    layers = [m for m in base.modules() if isinstance(m, _DROPOUT_LAYERS)]
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Around one call of ``base``, and around that call once more in backward."""
+        calls: dict[int, int] = {}
+        masking: list[nn.Module] = []
+
+        def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            if not layer.training or not self.batch or x.shape[0] % self.batch:
+                return args
+            calls[id(layer)] = calls.get(id(layer), 0) + 1
+            key = id(layer), calls[id(layer)]
+            steps = x.unflatten(0, (-1, self.batch))
+            if key not in self.drawn:
+                self.drawn[key] = layer.forward(torch.ones_like(steps[0]))
+            layer.training = False  # it has nothing more to do
+            masking.append(layer)
+            return ((steps * self.drawn[key]).flatten(0, 1), *args[1:])
+
+        def after(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            if layer in masking:
+                masking.remove(layer)
+                layer.training = True
+
+        handles = [layer.register_forward_pre_hook(before) for layer in self.layers]
+        handles += [layer.register_forward_hook(after) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for layer in masking:  # something was raised in between
+                layer.training = True
+            for handle in handles:
+                handle.remove()
+
+
+def _call(base: nn.Module, run: _Run, x: Tensor, masks: _Masks | None) -> Any:
+    """``base(x)``, its neurons run by ``run``."""
+    with driven_by(run), contextlib.nullcontext() if masks is None else masks.held():
+        return base(x)
 
 
 # -- what was asked for ---------------------------------------------------------------------------
@@ -308,7 +348,23 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
             f'method={method!r} integrates order one; use it with integrator="odeint", or one of '
             f"{', '.join(sorted(available_solvers()))} with integrator={integrator!r}."
         )
+    if method == "euler":
+        for name in options:
+            if name not in (*_GRID_OPTIONS, "rtol", "atol", "perturb"):
+                raise UnknownNameError(f"unknown option {name!r}; {nearest(str(name), _GRID_OPTIONS)}")
     return _Way(None, method, True, adjoint, kept, options)
+
+
+def _as_options(options: Any) -> dict[str, Any]:
+    if options is not None and not isinstance(options, dict):
+        raise OptionTypeError(f'options must be a dict, e.g. {{"memory": 50}}, got {type(options).__name__}.')
+    return dict(options or {})
+
+
+def _refuse_times(run: _Run) -> None:
+    """An output without time has no times to choose from."""
+    if run.time_is_gone:
+        raise OptionError("output_time: the model averages over time (ClassificationHead); leave it out.")
 
 
 def _grid_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -329,8 +385,8 @@ def _times(x: Any, x_time: Any) -> Tensor:
         raise OptionTypeError(f"x must be a tensor of floating point numbers, got {kind}.")
     if x.dim() < 2 or x.shape[0] == 0:
         raise OptionError(f"x must be [T, B, ...] with at least one time point, got shape {tuple(x.shape)}.")
-    if not torch.compiler.is_compiling() and bool(x.detach().sum().isnan()):
-        raise OptionError("x has NaN in it (or infinities of both signs); mask or drop those samples.")
+    if not torch.compiler.is_compiling() and not bool(x.detach().sum().isfinite()) and bool(x.isnan().any()):
+        raise OptionError("x has NaN in it; mask or drop those samples.")
     times = _time_points(x_time, "x_time")
     if len(times) not in (x.shape[0], x.shape[0] + 1):
         raise OptionError(
@@ -340,8 +396,21 @@ def _times(x: Any, x_time: Any) -> Tensor:
     return times
 
 
+def _blur(given: Any, times: Tensor) -> float:
+    """What the precision that times were given in cannot tell apart."""
+    single = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    eps = torch.finfo(given.dtype if single else torch.float64).eps
+    return 4.0 * eps * float(times.abs().max())
+
+
 def _time_points(given: Any, what: str) -> Tensor:
-    times = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
+    try:
+        times = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionTypeError(f"{what} must be a sequence of numbers, got {type(given).__name__}.") from error
+    if times.is_complex():
+        raise OptionTypeError(f"{what} must be real numbers, got complex ones.")
+    times = times.to(dtype=torch.float64, device="cpu").detach()
     if times.dim() != 1 or not len(times):
         raise OptionError(f"{what} must be one-dimensional, [T], got shape {tuple(times.shape)}.")
     if not bool(times.isfinite().all()):
@@ -355,20 +424,30 @@ def _time_points(given: Any, what: str) -> Tensor:
     return times
 
 
-def _uniform_step(times: Tensor, default: Any) -> float | None:
-    """The step of a uniform grid, None for another; ``default`` for a single point."""
+def _uniform_step(times: Tensor, blur: float, default: Any) -> float | None:
+    """The step of a uniform grid, None for another; ``default`` for a single point.
+
+    Raises:
+        OptionError: for times of a precision that cannot tell their steps apart, or a step size that is none.
+    """
+    given = 1.0 if default is None else default
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
+        raise OptionError(f"step_size must be a positive number, got {given!r}.")
     if len(times) == 1:
-        step = 1.0 if default is None else default
-        if isinstance(step, bool) or not isinstance(step, (int, float)) or not step > 0:
-            raise OptionError(f"step_size must be a positive number, got {step!r}.")
-        return float(step)
+        return float(given)
     step = float(times[-1] - times[0]) / (len(times) - 1)
-    # Times may come in float32.
-    slack = 1e-4 * step + 4 * torch.finfo(torch.float32).eps * float(times.abs().max())
-    return step if bool(((times.diff() - step).abs() <= slack).all()) else None
+    if blur > 0.1 * step:
+        raise OptionError(
+            f"x_time is too coarse in its precision to tell steps of {step:g} apart at {float(times[-1]):g}; "
+            "give it in float64, or count from 0."
+        )
+    if not bool(((times.diff() - step).abs() <= 1e-4 * step + blur).all()):
+        return None
+    # Windows of one recording have the same step, whatever rounding says.
+    return float(f"{step:.6g}") if blur > 1e-9 * step else step
 
 
-def _rows(wanted: Tensor, grid: Tensor) -> Tensor | None:
+def _rows(wanted: Tensor, grid: Tensor, blur: float) -> Tensor | None:
     """Which points of the grid are wanted; None for all.
 
     Raises:
@@ -376,16 +455,18 @@ def _rows(wanted: Tensor, grid: Tensor) -> Tensor | None:
     """
     if len(wanted) == len(grid) and torch.equal(wanted, grid):
         return None
-    slack = 1e-4 * float(grid.diff().min()) if len(grid) > 1 else 0.0
-    slack += 4 * torch.finfo(torch.float32).eps * float(grid.abs().max())
-    nearest_row = (wanted.unsqueeze(1) - grid).abs().min(1)
-    if bool((nearest_row.values > slack).any()):
-        i = int((nearest_row.values > slack).nonzero()[0])
+    slack = blur + (1e-4 * float(grid.diff().min()) if len(grid) > 1 else 0.0)
+    above = torch.searchsorted(grid, wanted).clamp(max=len(grid) - 1)
+    below = (above - 1).clamp(min=0)
+    rows = torch.where((wanted - grid[below]).abs() < (wanted - grid[above]).abs(), below, above)
+    off = (wanted - grid[rows]).abs() > slack
+    if bool(off.any()):
+        i = int(off.nonzero()[0])
         raise OptionError(
             f"output_time[{i}] = {float(wanted[i]):g} is none of the times of x_time; on a grid the output "
             "is at those. A method of torchdiffeq takes any time."
         )
-    return nearest_row.indices
+    return rows
 
 
 def _each(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -393,12 +474,19 @@ def _each(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(out, Tensor):
         return change(out)
     if isinstance(out, dict):
-        return type(out)((key, _each(value, change)) for key, value in out.items())
+        return _like(out, {key: _each(value, change) for key, value in out.items()})
     if isinstance(out, tuple) and hasattr(out, "_fields"):
         return type(out)(*(_each(value, change) for value in out))
     if isinstance(out, (list, tuple)):
         return type(out)(_each(value, change) for value in out)
     return out
+
+
+def _like(mapping: dict[Any, Any], values: dict[Any, Any]) -> Any:
+    """A mapping of the same kind with other values."""
+    new = copy.copy(mapping)
+    new.update(values)
+    return new
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -407,7 +495,7 @@ def _joined(parts: list[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(parts) if first.dim() else first
     if isinstance(first, dict):
-        return type(first)((key, _joined([part[key] for part in parts])) for key in first)
+        return _like(first, {key: _joined([part[key] for part in parts]) for key in first})
     if isinstance(first, tuple) and hasattr(first, "_fields"):
         return type(first)(*map(_joined, map(list, zip(*parts, strict=True))))
     if isinstance(first, (list, tuple)):
@@ -423,6 +511,14 @@ def _fixed_grid() -> tuple[str, ...]:
     return tuple(name for name, solver in SOLVERS.items() if issubclass(solver, FixedGridODESolver))
 
 
+def _adaptive() -> tuple[str, ...]:
+    """torchdiffeq's Runge-Kutta methods with steps of their own choice."""
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+
+    return tuple(name for name, solver in SOLVERS.items() if issubclass(solver, RKAdaptiveStepsizeODESolver))
+
+
 def _with_framework_neurons(base: nn.Module) -> nn.Module:
     """``base`` itself, or, if it has neurons of a framework, a copy in which they are layers of ours.
 
@@ -431,6 +527,12 @@ def _with_framework_neurons(base: nn.Module) -> nn.Module:
         ConversionError: for neurons that are fractional already.
     """
     found = find_neurons(base, adapters_in_use())
+    stateful = [text for adapter in adapters_in_use() for text in adapter.stateful_layers(base)]
+    if stateful:
+        raise UnsupportedNeuronError(
+            "SNNWrapper folds time into the batch, where these layers would mix up steps:\n  "
+            + "\n  ".join(stateful)
+        )
     if not found:
         return base
     if any(neuron.fractional for neuron in found):
@@ -447,6 +549,8 @@ def _with_framework_neurons(base: nn.Module) -> nn.Module:
     if obstacles:
         raise UnsupportedNeuronError("SNNWrapper cannot run these neurons:\n" + "\n".join(obstacles))
     model = copy_model(base)
+    for adapter in {id(neuron.adapter): neuron.adapter for neuron in found}.values():
+        adapter.fold_time(model)
     pairs = []
     for neuron in find_neurons(model, adapters_in_use()):
         fractional = neuron.adapter.to_fractional(neuron.module, _unset())
@@ -482,7 +586,7 @@ class SNNWrapper(nn.Module):
             integrator is called). None: ``"euler"`` or ``"gl"``.
         options: ``{"memory": "auto" | "full" | -1 | n | "soe" | Memory, "step_size": h}``; the step size
             counts where there is a single time point, else ``x_time`` has it. For torchdiffeq's methods
-            ``rtol``, ``atol`` and their own options.
+            ``rtol`` (1e-3), ``atol`` (1e-4), ``max_num_steps`` (10 000, adaptive ones) and their own options.
         dropout: ``"step"`` for masks drawn at every step, ``"sequence"`` for one a sequence.
 
     ``method`` and ``options`` are defaults that ``forward`` may override.
@@ -520,7 +624,8 @@ class SNNWrapper(nn.Module):
                 raise UnknownNameError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
         self.integrator, self.interpolation_method, self.dropout = integrator, interpolation_method, dropout
         self.method = method
-        self.options = {**(options or {}), **({} if memory is None else {"memory": memory})}
+        self.options = {**_as_options(options), **({} if memory is None else {"memory": memory})}
+        self._operators: dict[Any, dict[int, FractionalOperator]] = {}
         _way(integrator, method, self.options)
         self.base = _with_framework_neurons(base)
         layers = self._layers()
@@ -536,7 +641,12 @@ class SNNWrapper(nn.Module):
             )
         )
         self._integer = [FractionalOrder(1.0) for _ in layers]
-        self._operators: dict[Any, dict[int, FractionalOperator]] = {}
+        undone = [m for m in self.base.modules() if isinstance(m, (nn.AlphaDropout, nn.FeatureAlphaDropout))]
+        if dropout == "sequence" and undone:
+            raise OptionError(
+                f'dropout="sequence" is for layers that multiply by a mask, which {type(undone[0]).__name__} '
+                'does not; use nn.Dropout, or dropout="step".'
+            )
 
     def _layers(self) -> list[tuple[str, Layer]]:
         return [
@@ -547,6 +657,11 @@ class SNNWrapper(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_operators": {}}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._operators = {}  # found by the neurons' identity
+        return replica
 
     def forward(
         self,
@@ -573,8 +688,9 @@ class SNNWrapper(nn.Module):
             MissingExtraError: for a method of torchdiffeq without torchdiffeq.
         """
         way = _way(
-            self.integrator, self.method if method is None else method, {**self.options, **(options or {})}
-        )
+            self.integrator, self.method if method is None else method,
+            {**self.options, **_as_options(options)},
+        )  # fmt: skip
         times = _times(x, x_time)
         steps, batch = x.shape[:2]
         fewest = {"cubic": 4, "akima": 5}.get(self.interpolation_method, 1)
@@ -583,25 +699,30 @@ class SNNWrapper(nn.Module):
                 f"interpolation_method={self.interpolation_method!r} needs {fewest} time points, x has "
                 f'{steps}; "linear" and "nearest" need one.'
             )
-        wanted = times[:steps] if output_time is None else _time_points(output_time, "output_time")
-        step = _uniform_step(times, way.options.get("step_size"))
-        one_mask = _one_mask(self.base, batch) if self.dropout == "sequence" else contextlib.nullcontext()
-        with one_mask:
-            if way.solver is not None and step is None:
-                raise OptionError(
-                    f"method={way.method!r} needs a uniform grid, but the steps of x_time differ; use "
-                    'method="euler" or one of torchdiffeq\'s, which take any, or resample the input.'
-                )
-            if way.solver is None and (way.method != "euler" or step is None or way.adjoint):
-                return self._by_torchdiffeq(x, times, wanted, way)
-            rows = _rows(wanted, times[:steps])
-            operators = self._operators_for(way, 1.0 if step is None else step)
-            if way.adjoint:
-                return self._by_adjoint(x, times, rows, way, operators)
-            run = _GridRun(steps, batch, operators)
-            with driven_by(run):
-                out = run.output(self.base(x.flatten(0, 1)))
-        return out if rows is None or run.time_is_gone else _each(out, lambda t: t[rows])
+        blur = _blur(x_time, times)
+        wanted = times[:steps]
+        if output_time is not None:
+            wanted = _time_points(output_time, "output_time")
+            blur = max(blur, _blur(output_time, wanted))
+        step = _uniform_step(times, _blur(x_time, times), way.options.get("step_size"))
+        masks = _Masks(self.base, batch) if self.dropout == "sequence" else None
+        if way.solver is not None and step is None:
+            raise OptionError(
+                f"method={way.method!r} needs a uniform grid, but the steps of x_time differ; use "
+                'method="euler" or one of torchdiffeq\'s, which take any, or resample the input.'
+            )
+        if way.solver is None and (way.method != "euler" or step is None or way.adjoint):
+            return self._by_torchdiffeq(x, times, wanted, blur, way, masks, output_time is not None)
+        rows = _rows(wanted, times[:steps], blur)
+        operators = self._operators_for(way, 1.0 if step is None else step)
+        if way.adjoint:
+            return self._by_adjoint(x, times, rows, way, operators, masks)
+        run = _GridRun(steps, batch, operators)
+        out = run.output(_call(self.base, run, x.flatten(0, 1), masks))
+        if rows is None:
+            return out
+        _refuse_times(run)
+        return _each(out, lambda t: t[rows] if t.dim() else t)
 
     def _operators_for(self, way: _Way, step: float) -> dict[int, FractionalOperator]:
         """For each neuron its order bound to the solver, the memory and the step."""
@@ -618,11 +739,17 @@ class SNNWrapper(nn.Module):
                     SpikedeWarning,
                     stacklevel=3,
                 )
+            layers = self._layers()
+            if len(layers) != len(orders):
+                raise StateError(
+                    f"the model has {len(layers)} neuron layers now, and had {len(orders)} when it was "
+                    "wrapped; wrap it anew."
+                )
             found = {
                 id(layer): FractionalOperator(
                     order, get_solver("glmulti") if several else solver, way.memory, step
                 )
-                for (_, layer), order, several in zip(self._layers(), orders, terms, strict=True)
+                for (_, layer), order, several in zip(layers, orders, terms, strict=True)
             }
             while len(self._operators) >= 8:  # grids that change from call to call
                 self._operators.pop(next(iter(self._operators)))
@@ -633,56 +760,80 @@ class SNNWrapper(nn.Module):
 
     def _resting(self, x: Tensor) -> tuple[tuple[Tensor, ...], list[Layer]]:
         """Resting potentials for one time point ``x [B, ...]``, one for each neuron that is called."""
-        run, training = _StateRun(1, len(x), None), [m for m in self.base.modules() if m.training]
-        for module in training:
-            module.training = False  # not .eval(), which a model may have made its own
-        try:
-            with torch.no_grad(), driven_by(run):
-                self.base(x)
-        finally:
-            for module in training:
-                module.training = True
+        run = _StateRun(1, len(x), None)
+        buffers = [(b, b.clone()) for b in self.base.buffers()]  # a call that only looks must change nothing
+        devices = [x.device] if x.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            _call(self.base, run, x, None)
+            for buffer, value in buffers:
+                buffer.copy_(value)
         return tuple(run.rates), run.called
 
-    def _by_torchdiffeq(self, x: Tensor, times: Tensor, wanted: Tensor, way: _Way) -> Any:
+    def _by_torchdiffeq(
+        self, x: Tensor, times: Tensor, wanted: Tensor, blur: float, way: _Way, masks: _Masks | None,
+        chosen: bool,
+    ) -> Any:  # fmt: skip
         solvers = _torchdiffeq()
         signal = Interpolant(x, times[: len(x)], self.interpolation_method)
-        field = _VectorField(self.base, signal, x.shape[1])
+        field = _VectorField(self.base, signal, x.shape[1], masks)
         start, _ = self._resting(x[0])
-        grid = torch.cat([times[:1], times[: len(x)], wanted]).unique()
-        if float(wanted[0]) < float(times[0]):
+        if float(wanted[0]) < float(times[0]) - blur:
             raise OptionError(
                 f"output_time begins at {float(wanted[0]):g}, before x_time, {float(times[0]):g}."
             )
-        grid = grid[grid <= wanted[-1]]
-        settings = {**way.options}
-        tolerances = {name: settings.pop(name) for name in ("rtol", "atol") if name in settings}
+        grid = times[: len(x)]
+        after = torch.searchsorted(grid, wanted).clamp(max=len(grid) - 1)
+        for near in (after, (after - 1).clamp(min=0)):  # what rounding put beside a time of the grid
+            wanted = torch.where((wanted - grid[near]).abs() <= blur, grid[near], wanted)
+        points = torch.cat([grid, wanted]).unique()
+        points = points[points <= wanted[-1]]
         states = tuple(v.unsqueeze(0) for v in start)
-        if len(grid) > 1:
-            if way.method == "euler" or way.method not in _fixed_grid():
-                settings.pop("step_size", None)
-            solve: Any = solvers.odeint
-            more: dict[str, Any] = {}
-            if way.adjoint:
-                inputs = [x] if x.requires_grad else []
-                given = [p for p in self.base.parameters() if p.requires_grad]
-                solve, more = solvers.odeint_adjoint, {"adjoint_params": (*given, *inputs)}
-            states = solve(
-                field, start, grid.to(start[0]), method=way.method, options=settings or None, **tolerances,
-                **more,
-            )  # fmt: skip
-        rows = torch.searchsorted(grid, wanted)
-        return self._read(signal(wanted), tuple(v[rows] for v in states))
+        if len(points) > 1:
+            states = self._solve(solvers, field, start, points.to(x.device), way, x)
+        rows = torch.searchsorted(points, wanted)
+        out, run = self._read(signal(wanted), tuple(v[rows] for v in states), masks)
+        if chosen:
+            _refuse_times(run)
+        return out
 
-    def _read(self, x: Tensor, states: Sequence[Tensor]) -> Any:
+    def _solve(
+        self, solvers: Any, field: _VectorField, start: tuple[Tensor, ...], points: Tensor, way: _Way,
+        x: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """The potentials at all points, by torchdiffeq."""
+        fixed = way.method in _fixed_grid()
+        settings = {**way.options}
+        tolerances = {name: settings.pop(name, default) for name, default in _TOLERANCES.items()}
+        if way.method == "euler" or not fixed:
+            settings.pop("step_size", None)
+        if way.method in _adaptive():
+            settings.setdefault("max_num_steps", _MOST_STEPS)
+        solve: Any = solvers.odeint
+        more: dict[str, Any] = {}
+        if way.adjoint:
+            given = [p for p in self.base.parameters() if p.requires_grad]
+            solve = solvers.odeint_adjoint
+            more = {"adjoint_params": (*given, *([x] if x.requires_grad else []))}
+        try:
+            found: tuple[Tensor, ...] = solve(
+                field, start, points, method=way.method, options=settings or None, **tolerances, **more
+            )
+        except AssertionError as error:
+            raise StateError(
+                f"torchdiffeq's {way.method!r} gave up: {error}. Where neurons fire their rates jump, and an "
+                "adaptive solver's steps shrink; use larger rtol and atol (options), a larger max_num_steps, "
+                'or a method with fixed steps ("euler", "rk4").'
+            ) from error
+        return found
+
+    def _read(self, x: Tensor, states: Sequence[Tensor], masks: _Masks | None) -> tuple[Any, _Run]:
         """The output for input ``[K, B, ...]`` and potentials ``[K, B, ...]``."""
         run = _StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
-        with driven_by(run):
-            return run.output(self.base(x.flatten(0, 1)))
+        return run.output(_call(self.base, run, x.flatten(0, 1), masks)), run
 
     def _by_adjoint(
         self, x: Tensor, times: Tensor, rows: Tensor | None, way: _Way,
-        operators: dict[int, FractionalOperator],
+        operators: dict[int, FractionalOperator], masks: _Masks | None,
     ) -> Any:  # fmt: skip
         """Step by step, the network's activations computed once more in backward."""
         if isinstance(way.solver, CorrectorSolver):
@@ -690,11 +841,9 @@ class SNNWrapper(nn.Module):
                 f"method={way.method!r} asks for rates twice a step, which fdeint_adjoint does not do here; "
                 'use integrator="fdeint", or gl, l1 or pred.'
             )
-        from spikede_plugins.fdeint import fdeint_adjoint
-
         steps = len(x)
         signal = Interpolant(x, times[:steps], "nearest")
-        field = _VectorField(self.base, signal, x.shape[1])
+        field = _VectorField(self.base, signal, x.shape[1], masks)
         start, called = self._resting(x[0])
         orders = [operators[id(layer)].order for layer in called]
         states: tuple[Tensor, ...] = tuple(v.unsqueeze(0) for v in start)
@@ -704,11 +853,21 @@ class SNNWrapper(nn.Module):
                 method=way.solver or "gl", memory=way.memory,
             )  # fmt: skip
         kept = torch.arange(steps) if rows is None else rows
-        parts = [
-            checkpoint(self._read, x[part], tuple(v[part] for v in states), use_reentrant=False)
-            for part in kept.split(_CHUNK)
-        ]
-        return _joined(parts)
+        # A head that averages over time must see all of it at once.
+        whole = any(isinstance(module, ClassificationHead) for module in self.base.modules())
+
+        def read(x: Tensor, *states: Tensor) -> Any:
+            out, run = self._read(x, states, masks)
+            if rows is not None:
+                _refuse_times(run)
+            return out
+
+        return _joined(
+            [
+                checkpoint(read, x[part], *(v[part] for v in states), use_reentrant=False)
+                for part in kept.split(steps if whole else _CHUNK)
+            ]
+        )
 
     # -- what users of the original call ----------------------------------------------------------
 

@@ -148,12 +148,13 @@ class SnnTorchAdapter(Adapter):
         return ""
 
     def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
-        module.fractional = operator
+        own, module.fractional = module.fractional, operator
         self.reset_state(module)
         try:
             return torch.stack([module(x) for x in x_seq])
         finally:
             self.reset_state(module)
+            module.fractional = own  # the order is another module's: it must not be found here
 
     # snnTorch finds the neurons to reset and to detach in lists that its constructors fill.
 

@@ -63,8 +63,22 @@ class SpikingJellyAdapter(Adapter):
         node.__dict__["_native_surrogate"] = node.surrogate_function
         node.surrogate_function = Surrogate(surrogate.name, surrogate.alpha)
 
+    def stateful_layers(self, model: nn.Module) -> list[str]:
+        inside: set[int] = set()
+        found = []
+        for path, module in model.named_modules():
+            if is_neuron(module) or isinstance(module, FractionalNode):
+                inside.update(map(id, module.modules()))
+            elif isinstance(module, base.MemoryModule) and id(module) not in inside:
+                found.append(f"{path or '(the model)'} ({type(module).__name__})")
+        return found
+
+    def fold_time(self, model: nn.Module) -> None:
+        functional.set_step_mode(model, "s")
+
     def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
         node: Any = _fractional(module)
+        own = node.fractional
         node._modules["fractional"] = operator
         node.reset()
         node.step_mode = "m"
@@ -72,6 +86,7 @@ class SpikingJellyAdapter(Adapter):
             spikes: Tensor = node(x_seq)
         finally:
             node.reset()
+            node._modules["fractional"] = own  # the order is another module's: it must not be found here
         return spikes
 
     def finish(self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]) -> None:
