@@ -27,13 +27,21 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from spikede_plugins.engine.block_steps import begin_block, take_step
-from spikede_plugins.engine.blocks import Reach, blocks, fold, older
+from spikede_plugins.engine.blocks import Block, Reach, blocks, fold, older
+from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.history import HistoryLog, append, combine, joined, per_neuron, remember
 from spikede_plugins.engine.operator import FractionalOperator, Kernel, Source
 from spikede_plugins.engine.step import check_channels
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, StateError, nearest
 from spikede_plugins.exponentials import BLOCK, EXACT
-from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, as_memory
+from spikede_plugins.memory import (
+    AutoMemory,
+    FullMemory,
+    Memory,
+    SumOfExponentials,
+    WindowMemory,
+    as_memory,
+)
 from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel, check_alpha
 from spikede_plugins.registry import get_solver
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
@@ -128,14 +136,14 @@ def _integrate(
         for order in orders
     ]
     parts = [_Part(operator, start, steps) for operator, start in zip(operators, starts, strict=True)]
-    evaluate = partial(_evaluate, func, isinstance(y0, Tensor), recompute)
+    evaluate = _right_hand_side(func, isinstance(y0, Tensor), recompute)
     times = grid.times.unbind()
     if not isinstance(solver, CorrectorSolver):
         states = _explicit(evaluate, times, parts)
     elif solver.predictor is not None:
         states = _predicted_and_corrected(evaluate, times, parts)
     else:
-        again = partial(_evaluate, func, isinstance(y0, Tensor), False)
+        again = _right_hand_side(func, isinstance(y0, Tensor), recompute=False)
         states = _implicit(evaluate, times, parts, _FixedPoint(solver.name, again, settings, grid.step))
     found = grid.select(starts, states)
     return found[0] if isinstance(y0, Tensor) else tuple(found)
@@ -292,56 +300,99 @@ def _recall_by_blocks(
 
     From the first state on that does, :func:`_recall_with_graph` goes on.
     """
-    shape, kernel = start.shape, kernels[0]
-    # By how far a step is into its block: the weights of the rows of the block, oldest first.
-    inside = [torch.stack([each.weights[:n].detach().flip(0) for each in kernels]) for n in range(BLOCK)]
-    rows = start.detach().new_empty((min(steps, reach.fold + 2 * BLOCK) if reach.fold else steps, *shape))
-    known, traces = 0, None
+    buffer = _Buffer(kernels, reach, start, steps, channel_dim)
     for block in blocks(0, steps, reach, False):
-        if block.folds:
-            gone = block.folds * BLOCK
-            traces = fold(kernel, rows[:gone], traces, block.folds)
-            rows[:EXACT] = rows[gone:known].clone()
-            known = EXACT
-        recalled = _older_sums(kernels, rows[:known], traces, channel_dim)
-        for place in range(block.last - block.first):  # a run from its start on: blocks are taken whole
-            now = recalled[:, place]
-            if place:
-                now = _less(now, inside[place], rows[known - place : known], channel_dim)
-            y = yield now.unbind(0)
+        buffer.begin(block)
+        for k in range(block.first, block.last):
+            y = yield buffer.recalled(k - block.first)
             if y.requires_grad:
-                done = block.first + place
                 yield from _recall_with_graph(
-                    kernels, reach, start, y, steps - done - 1, rows[:known], traces, channel_dim
+                    kernels, reach, start, y, steps - k - 1, buffer.rows, buffer.traces, channel_dim
                 )
                 return
-            torch.sub(y, start, out=rows[known])
-            known += 1
+            buffer.append(y)
 
 
-def _older_sums(
-    kernels: Sequence[Kernel], rows: Tensor, traces: Tensor | None, channel_dim: int | None
-) -> Tensor:
-    """Minus the sums of a block's steps over what is older than it, by each kernel: ``[G, BLOCK, *shape]``.
+class _Buffer:
+    """The deviations of a run, row behind row, and their sums for one block of steps after the other.
 
-    All kernels in one product: it takes the rows from memory once.
+    Args:
+        kernels: the weights; G sums are formed at once, of which a memory that folds has one.
+        reach: how far back they go.
+        start: the state that deviations are counted from ``[*shape]``.
+        steps: how many the run has.
+        channel_dim: which dimension has an order each, or None.
+
+    Attributes:
+        traces: what was folded ``[P, *shape]``, or None.
     """
-    if not rows.shape[0] and traces is None:
-        return rows.new_zeros(()).expand(len(kernels), BLOCK, *rows.shape[1:])
-    matrix = torch.cat([older(each.weights.detach(), BLOCK, rows.shape[0], 0) for each in kernels])
-    sums = combine(matrix, rows, channel_dim)
-    if traces is not None and kernels[0].readout is not None:
-        sums += combine(kernels[0].readout.detach(), traces, channel_dim)
-    return sums.neg_().unflatten(0, (len(kernels), BLOCK))
+
+    def __init__(
+        self, kernels: Sequence[Kernel], reach: Reach, start: Tensor, steps: int, channel_dim: int | None
+    ) -> None:
+        self.start, self.channel_dim = start, channel_dim
+        self.kernels = [Kernel(*map(_detached, each)) for each in kernels]
+        self.traces: Tensor | None = None
+        self._all = empty((min(steps, reach.fold + 2 * BLOCK) if reach.fold else steps, *start.shape), start)
+        self._known = 0
+        self._older: Tensor | None = None
+        # By how far a step is into its block: the weights of the rows of the block, oldest first.
+        self._inside = [
+            torch.stack([each.weights[:place].flip(0) for each in self.kernels]) for place in range(BLOCK)
+        ]
+        # One order, and no autocast to keep out: the product of ``combine`` in one operation.
+        self._plain = kernels[0].weights.shape[-1] == 1 and not torch.is_autocast_enabled(start.device.type)
+        self._flat = self._all.view(self._all.shape[0], -1)
+        self._products = [weights[..., 0] for weights in self._inside]
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows that are kept ``[r, *shape]``, newest last."""
+        return self._all[: self._known]
+
+    def append(self, y: Tensor) -> None:
+        """The newest state."""
+        torch.sub(y, self.start, out=self._all[self._known])
+        self._known += 1
+
+    def begin(self, block: Block) -> None:
+        """Fold where the block says so, and form minus the sums over what is older than it."""
+        if block.folds:
+            gone = block.folds * BLOCK
+            self.traces = fold(self.kernels[0], self.rows[:gone], self.traces, block.folds)
+            self._all[:EXACT] = self.rows[gone:].clone()
+            self._known = EXACT
+        groups, shape = len(self.kernels), self.start.shape
+        minus = self._older_sums() if self._known else self._all.new_zeros(()).expand(groups * BLOCK, *shape)
+        self._minus = minus.unflatten(0, (groups, BLOCK))
+        self._flat_minus = minus.reshape(groups, BLOCK, -1)
+
+    def _older_sums(self) -> Tensor:
+        """``[G BLOCK, *shape]``; one product takes the rows from memory once for all kernels."""
+        count, readout = self._all.shape[0], self.kernels[0].readout
+        if self._older is None:
+            self._older = torch.cat([older(each.weights, BLOCK, count, 0) for each in self.kernels])
+        # What a step gives to a row depends on how far they are apart: of fewer rows, the last ones' weights.
+        sums = combine(self._older[:, count - self._known :], self.rows, self.channel_dim)
+        if self.traces is not None and readout is not None:
+            sums += combine(readout, self.traces, self.channel_dim)
+        return sums.neg_()
+
+    def recalled(self, place: int) -> Recalled:
+        """Minus the sums of the step at ``place`` of the block, by each kernel."""
+        if not place:
+            return self._minus[:, 0].unbind(0)
+        block = slice(self._known - place, self._known)
+        if self._plain:
+            minus, weights = self._flat_minus[:, place], self._products[place]
+            flat = torch.addmm(minus, weights, self._flat[block], alpha=-1.0)
+            return flat.view(len(self.kernels), *self.start.shape).unbind(0)
+        inside = combine(self._inside[place], self._all[block], self.channel_dim)
+        return (self._minus[:, place] - inside).unbind(0)
 
 
-def _less(sums: Tensor, weights: Tensor, rows: Tensor, channel_dim: int | None) -> Tensor:
-    """``sums [G, *shape]`` less those of some rows with ``weights [G, r, S]``; at once where that can be."""
-    if weights.shape[-1] > 1 or torch.is_autocast_enabled(rows.device.type):
-        return sums - combine(weights, rows, channel_dim)
-    groups, count = weights.shape[:2]
-    flat, product = rows.reshape(count, -1), weights.view(groups, count)
-    return torch.addmm(sums.reshape(groups, -1), product, flat, alpha=-1.0).view_as(sums)
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _recall_with_graph(
@@ -497,20 +548,27 @@ class _Settled(torch.autograd.Function):
 # -- the right-hand side --------------------------------------------------------------------------
 
 
-def _evaluate(func: Func, single: bool, recompute: bool, t: Tensor, ys: Sequence[Tensor]) -> list[Tensor]:
-    """``func`` at t and the tensors of a state, checked; with ``recompute`` its activations are not kept."""
-    y: Any = ys[0] if single else tuple(ys)
-    if recompute and torch.is_grad_enabled():
-        given = checkpoint(func, t, y, use_reentrant=False)
-    else:
-        given = func(t, y)
-    rates = [given] if single else given
-    if not isinstance(rates, (list, tuple)) or len(rates) != len(ys):
-        raise OptionTypeError(
-            f"func must return a tuple of {len(ys)} tensors, like y0, got {_kind(given)}; return one rate "
-            "for each member of y."
-        )
-    return [_fitting(rate, like) for rate, like in zip(rates, ys, strict=True)]
+def _right_hand_side(func: Func, single: bool, recompute: bool) -> Evaluate:
+    """``func`` of t and the tensors of a state, checked; with ``recompute`` its activations are not kept."""
+
+    def call(t: Tensor, y: Any) -> Any:
+        if recompute and torch.is_grad_enabled():
+            return checkpoint(func, t, y, use_reentrant=False)
+        return func(t, y)
+
+    def of_tensor(t: Tensor, ys: Sequence[Tensor]) -> list[Tensor]:
+        return [_fitting(call(t, ys[0]), ys[0])]
+
+    def of_tuple(t: Tensor, ys: Sequence[Tensor]) -> list[Tensor]:
+        rates = call(t, tuple(ys))
+        if not isinstance(rates, (list, tuple)) or len(rates) != len(ys):
+            raise OptionTypeError(
+                f"func must return a tuple of {len(ys)} tensors, like y0, got {_kind(rates)}; return one "
+                "rate for each member of y."
+            )
+        return [_fitting(rate, like) for rate, like in zip(rates, ys, strict=True)]
+
+    return of_tensor if single else of_tuple
 
 
 def _fitting(rate: Any, like: Tensor) -> Tensor:
@@ -613,6 +671,8 @@ def _memory(spec: str | int | Memory | None, steps: int) -> Memory:
     if spec is None or (isinstance(spec, int) and spec == -1):
         return FullMemory()
     memory = as_memory(spec)
+    if isinstance(memory, WindowMemory) and memory.length >= steps:
+        return FullMemory()
     if isinstance(spec, str) and isinstance(memory, SumOfExponentials):
         kind = AutoMemory if isinstance(memory, AutoMemory) else SumOfExponentials
         return kind(horizon=max(memory.horizon, steps))

@@ -23,8 +23,10 @@ from spikede_plugins import (
     available_solvers,
     get_solver,
 )
+from spikede_plugins.engine import FRESH, FractionalOperator, HistoryLog, charge_step
 from spikede_plugins.engine.reference import integrate
 from spikede_plugins.fdeint import fdeint, fdeint_adjoint
+from spikede_plugins.memory import as_memory
 from spikede_plugins.mittag_leffler import mittag_leffler
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.solvers.base import CorrectorSolver
@@ -184,24 +186,43 @@ def test_the_engine_computes_what_the_definition_says(name):
     assert off(with_graph, expected) < 1e-12
 
 
-def test_a_solver_of_ones_own_is_integrated_as_it_is():
-    class Half(ExplicitSolver):
-        """Half an Euler step, and a constant memory."""
+@pytest.mark.parametrize("memory", ["full", 20, 1])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_neurons_take_the_same_steps(name, memory):
+    """The step engine of spiking neurons with the charge y + f(y); a window forgets the first rate too."""
+    operator = FractionalOperator(FractionalOrder(0.6), get_solver(name), as_memory(memory), step_size=0.05)
+    y0, history, log = numbers(1.0, 0.4), FRESH, HistoryLog()
+    expected = [y0]
+    for _ in range(50):
+        y, history = charge_step(operator, lambda y: y + 0.5 - y**2, expected[-1], history, log)
+        expected.append(y)
+    y = fdeint(lambda t, y: 0.5 - y**2, y0, times(2.5, 50), alpha=0.6, method=name, memory=memory)
+    assert off(y, torch.stack(expected)) < 1e-13
 
-        name = "half"
+
+def test_a_solver_of_ones_own_is_integrated_as_it_is():
+    class Share(ExplicitSolver):
+        """A share of an Euler step, and a constant memory."""
+
+        name = "share"
+        share = 0.5
 
         def accuracy(self, alpha):
             return 0.0
 
         def gain(self, alpha, step_size):
-            return 0.5 * step_size + 0.0 * alpha
+            return self.share * step_size + 0.0 * alpha
 
         def weights(self, alpha, n):
             return torch.cat([-torch.ones(1), 0.1 * torch.ones(n - 1)]).double() + 0.0 * alpha
 
-    y = fdeint(lambda t, y: y, number(1.0), times(3.0, 3), alpha=0.5, method=Half())
+    solver = Share()
+    y = fdeint(lambda t, y: y, number(1.0), times(3.0, 3), alpha=0.5, method=solver)
     # u_1 = 0.5; u_2 = u_1 + 0.5 * 1.5; u_3 = u_2 + 0.5 * 2.25 - 0.1 u_1
     assert y.tolist() == pytest.approx([1.0, 1.5, 2.25, 3.325])
+    solver.share = 1.0
+    y = fdeint(lambda t, y: y, number(1.0), times(3.0, 3), alpha=0.5, method=solver)
+    assert y.tolist() == pytest.approx([1.0, 2.0, 4.0, 7.9])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -568,6 +589,19 @@ def test_the_last_step_may_end_behind_the_last_time():
     assert off(y[1], fine[3] + (fine[4] - fine[3]) / 3) < 1e-13
 
 
+def test_times_that_are_steps_but_for_rounding_are_steps():
+    """0.3 / 0.1 is less than 3 in floating point: still no step is taken beyond the third, and none mixed."""
+    seen, grid = [], fdeint(lambda t, y: -y, numbers(1.0), 0.1 * times(3.0, 3), alpha=0.5, method="abm")
+
+    def f(t, y):
+        seen.append(float(t))
+        return -y
+
+    t, options = numbers(0.0, 0.2, 0.1 + 0.2), {"step_size": 0.1}
+    assert torch.equal(fdeint(f, numbers(1.0), t, alpha=0.5, method="abm", options=options), grid[[0, 2, 3]])
+    assert max(seen) < 0.35
+
+
 def test_gradients_through_the_interpolation():
     def run(y0):
         t, options = numbers(0.0, 0.33, 1.0), {"step_size": 0.1}
@@ -593,7 +627,10 @@ def test_an_implicit_step_that_is_not_solved_says_where_and_what_helps():
     with pytest.raises(StateError, match="after 3 fixed-point iterations"):
         fdeint(lambda t, y: -y, numbers(1.0), t, alpha=0.5, method="trap", options={"max_iterations": 3})
     with pytest.raises(StateError, match=r"step 4 .* changed a number by nan"):
-        fdeint(lambda t, y: y / (t < 0.35), numbers(0.0, 1.0), t, alpha=0.5, method="trap")
+        fdeint(
+            lambda t, y: (-y[0], 0.0 * y[1] / (t < 0.35)), (numbers(1.0), numbers(1.0)), t, alpha=0.5,
+            method="trap",
+        )  # fmt: skip
 
 
 def test_a_looser_tolerance_takes_fewer_evaluations_and_costs_no_more_than_it_says():
