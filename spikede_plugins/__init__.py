@@ -35,7 +35,7 @@ from spikede_plugins.interpolation import interpolate
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
 from spikede_plugins.mittag_leffler import mittag_leffler
 from spikede_plugins.neurons import BaseNeuron, HardResetLIFNeuron, IFNeuron, LIFNeuron, NoisyLIFNeuron
-from spikede_plugins.orders import MultiTerm, PerChannel
+from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel
 from spikede_plugins.registry import (
     available_adapters,
     available_solvers,
@@ -60,6 +60,7 @@ __all__ = [
     "CorrectorSolver",
     "ExplicitSolver",
     "ExportError",
+    "FractionalOrder",
     "FullMemory",
     "HardResetLIFNeuron",
     "IFNeuron",

@@ -416,7 +416,7 @@ def _graph_stream(
 
     The charge that ``take_step`` adds the sum to is zero here.
     """
-    zero = torch.zeros_like(known[0] if known.shape[0] else start.detach())
+    zero = start.detach().new_zeros(start.shape)
     no_start = zero.new_zeros(()).expand(start.shape)
     # Steps look at the lags of their block only; the gradient of more would be zeros, a row for every lag.
     near = kernel._replace(weights=kernel.weights[:BLOCK], source=Source())

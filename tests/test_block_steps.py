@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spikede_plugins import PerChannel, SumOfExponentials
-from spikede_plugins.engine import FRESH, FractionalOperator, HistoryLog, Step, cpu
+from spikede_plugins.engine import FRESH, FractionalOperator, HistoryLog, Step, charge_step, cpu
 from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.errors import StateError
 from spikede_plugins.exponentials import BLOCK
@@ -209,3 +209,24 @@ def test_float32_and_half_precision_charges(engine, memory):
     assert at.dtype == torch.float32
     at.sum().backward()
     assert v.grad.isfinite().all() and v.grad.abs().max() > 0
+
+
+def test_a_learned_order_and_a_compressed_memory_leave_nothing_behind():
+    """Without the garbage collector's help: a run is gone when its results are."""
+    import gc
+
+    operator = FractionalOperator(FractionalOrder(0.6, True), GrunwaldLetnikov(), as_memory("soe"))
+    gc.collect()
+    gc.disable()
+    try:
+        alive = []
+        for _ in range(3):
+            v, history, log = torch.zeros(50, dtype=torch.float64), FRESH, HistoryLog()
+            for _ in range(80):
+                v, history = charge_step(operator, lambda v: 0.9 * v + 1.0, v, history, log)
+            v.sum().backward()
+            del v, history, log
+            alive.append(sum(type(o) is torch.Tensor and o.numel() >= 50 for o in gc.get_objects()))
+        assert alive[2] == alive[1]
+    finally:
+        gc.enable()

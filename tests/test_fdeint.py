@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -715,6 +719,19 @@ def test_what_cannot_be_used_is_said(changed, error, message):
     with pytest.raises(error, match=message) as caught:
         fdeint(**{**GOOD, **changed})
     assert isinstance(caught.value, SpikedeError)
+
+
+def test_the_benchmark_runs(tmp_path):
+    """All its groups, in tiny sizes; no time is checked."""
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "solve.py"
+    command = [sys.executable, str(script), "--smoke", "--repeat", "1", "--threads", "1", "--out", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    groups = json.loads((tmp_path / "solve.json").read_text(encoding="utf-8"))["groups"]
+    assert list(groups) == ["loop", "packages", "growth"]
+    for row in groups["loop"]["rows"]:
+        assert row["faster"] > 0 and row["own_error"]["run"] == pytest.approx(row["other_error"]["run"], 1e-2)
+    tables = (tmp_path / "solve.md").read_text(encoding="utf-8")
+    assert "≥ 50" in tables and tables.count("must reach") == 3
 
 
 def test_every_registered_solver_is_explicit_or_a_corrector():

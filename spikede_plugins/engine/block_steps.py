@@ -73,7 +73,9 @@ class _Begin(torch.autograd.Function):
             minus = base_sums(kernel, kernel.weights, kept, in_use, reach, channel_dim).neg_()
         learned = ctx.needs_input_grad[6]
         # Rows that are kept for backward are never written again (see HistoryLog): no version check.
-        ctx.kept = (kernel, block, reach, channel_dim, kept if learned else None, in_use if learned else None)
+        # An alias of the traces, which may be an output: no reference cycle forms.
+        traces_kept = in_use.detach() if learned and in_use is not None else None
+        ctx.kept = (kernel, block, reach, channel_dim, kept if learned else None, traces_kept)
         ctx.traced, ctx.shape = in_use is not None, rows.shape
         ctx.set_materialize_grads(False)
         return kept.detach(), folded, minus

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,8 @@ class L1(ExplicitSolver):
         return 1.0
 
     def gain(self, alpha: Tensor, step_size: float) -> Tensor:
-        return torch.exp(alpha * math.log(step_size) + torch.lgamma(2.0 - alpha))
+        h = torch.as_tensor(step_size, dtype=alpha.dtype, device=alpha.device)
+        return torch.pow(h, alpha) * torch.exp(torch.lgamma(2.0 - alpha))  # at alpha = 1 exactly h
 
     def weights(self, alpha: Tensor, n: int) -> Tensor:
         return power_difference(1.0 - alpha, n, 2)
