@@ -213,3 +213,10 @@ def test_a_solver_needs_no_more_than_gain_and_weights():
             return torch.cumprod(1 - (1 + alpha) / m, 0)
 
     check_solver(Mine(), alphas=[0.5])
+
+
+@pytest.mark.parametrize("name", ["gl", "l1", "pred", "glmulti"])
+@pytest.mark.parametrize("step_size", [1.0, 0.1, 1 / 128, 3.7])
+def test_the_gain_at_order_one_is_the_step_to_the_last_bit(name, step_size):
+    one = torch.ones((), dtype=torch.float64)
+    assert get_solver(name).gain(one, step_size).item() == step_size
