@@ -17,25 +17,16 @@ multi-step frameworks do. Where the network is evaluated at single times (torchd
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spikede_plugins.adapter import Adapter
 from spikede_plugins.engine import (
-    FRESH,
     FractionalOperator,
-    HistoryLog,
-    can_scan,
-    charge_step,
-    scan,
-    state_dtype,
 )
 from spikede_plugins.errors import (
     ConversionError,
@@ -52,10 +43,23 @@ from spikede_plugins.fdeint import fdeint_adjoint
 from spikede_plugins.heads import ClassificationHead
 from spikede_plugins.interpolation import Interpolant, available_interpolations
 from spikede_plugins.layer_orders import layer_orders
+from spikede_plugins.layer_runs import (
+    FrameworkNeuron,
+    GridRun,
+    Layer,
+    Masks,
+    Run,
+    StateRun,
+    VectorField,
+    call_base,
+    each,
+    joined,
+)
 from spikede_plugins.memory import Memory, as_memory
-from spikede_plugins.neurons import BaseNeuron, current_driver, driven_by
+from spikede_plugins.neurons import BaseNeuron
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.registry import adapters_in_use, available_solvers, get_solver
+from spikede_plugins.sample_times import blur_of, rows_of, sample_times, time_points, uniform_step
 from spikede_plugins.solvers.base import CorrectorSolver, Solver
 from spikede_plugins.tree import copy_model, find_neurons, replace_modules
 
@@ -64,214 +68,9 @@ DROPOUTS = ("step", "sequence")
 _GRID_OPTIONS = ("memory", "step_size")
 #: How many steps ``fdeint_adjoint`` reads out at a time.
 _CHUNK = 16
-_CHANGED = "the model called other neurons than before; which it calls must not depend on values."
 #: Adaptive solvers: firing makes rates jump, which no tolerance resolves for nothing.
 _TOLERANCES = {"rtol": 1e-3, "atol": 1e-4}
 _MOST_STEPS = 10_000
-_DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-
-class _FrameworkNeuron(nn.Module):
-    """A framework's neuron, made fractional, as a layer of a model that a wrapper runs."""
-
-    def __init__(self, neuron: nn.Module, adapter: Adapter) -> None:
-        super().__init__()
-        self.neuron = neuron
-        self.adapter = adapter
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # what a model looks up of its neuron
-            return getattr(super().__getattr__("neuron"), name)
-
-    def forward(self, x: Tensor) -> Tensor:
-        driver = current_driver()
-        if driver is None:
-            raise StateError(
-                f"{type(self.neuron).__name__} belongs to an SNNWrapper; call the model through that."
-            )
-        return driver(self, x)  # type: ignore[arg-type]
-
-
-Layer = BaseNeuron | _FrameworkNeuron
-
-
-# -- what neurons do while base is called ---------------------------------------------------------
-
-
-class _Run:
-    """A call of ``base`` with ``steps`` steps folded into the batch."""
-
-    def __init__(self, steps: int, batch: int) -> None:
-        self.steps, self.batch, self.time_is_gone = steps, batch, False
-
-    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def unfold_time(self, x: Tensor, last: bool = False) -> Tensor:
-        """``[T * B, ...] -> [T, B, ...]``; with ``last``, the model's output has no time any more."""
-        whole = self.steps * self.batch  # or a multiple: what a model folds into its batch comes behind
-        if x.dim() == 0 or (x.shape[0] % whole if whole else x.shape[0]):
-            raise OptionError(
-                f"a layer of the model gave shape {tuple(x.shape)}, whose first dimension is not the batch "
-                f"of {whole} it was called with; keep the batch in dimension 0 (time is folded into it)."
-            )
-        self.time_is_gone |= last
-        return x.unflatten(0, (self.steps, x.shape[0] // self.steps))
-
-    def output(self, out: Any) -> Any:
-        """The output of ``base`` with time unfolded, in whatever it is nested."""
-        return out if self.time_is_gone else _each(out, lambda t: self.unfold_time(t) if t.dim() else t)
-
-
-class _GridRun(_Run):
-    """Each neuron runs all T steps from 0, with its own operator."""
-
-    def __init__(self, steps: int, batch: int, operators: dict[int, FractionalOperator]) -> None:
-        super().__init__(steps, batch)
-        self.operators = operators
-
-    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
-        x_seq = self.unfold_time(current)
-        operator = self.operators.get(id(layer))
-        if operator is None:
-            raise StateError(
-                f"a {type(layer).__name__} is called that was not in the model when it was wrapped; "
-                "wrap the model anew."
-            )
-        if isinstance(layer, _FrameworkNeuron):
-            spikes = layer.adapter.run_sequence(layer.neuron, operator, x_seq)
-        else:
-            spikes = _neuron_sequence(layer, operator, x_seq)
-        return spikes.flatten(0, 1).to(current.dtype)
-
-
-def _neuron_sequence(neuron: BaseNeuron, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
-    """The spikes ``[T, B, ...]`` of a neuron that starts from 0."""
-    v = torch.zeros(x_seq.shape[1:], dtype=state_dtype(x_seq), device=x_seq.device)
-    elementwise = neuron.as_elementwise()
-    solver = operator.solver
-    if elementwise is None and isinstance(solver, CorrectorSolver) and solver.predictor is None:
-        raise OptionError(
-            f"method={solver.name!r} solves for each element alone, and {type(neuron).__name__} has not said "
-            'that this is right: set elementwise = True in its class if so, or use method="abm".'
-        )
-    if elementwise is not None and can_scan(operator):
-        return scan(operator, elementwise, x_seq, v, FRESH, HistoryLog())[0]
-    history, log, spikes = FRESH, HistoryLog(), []
-    for x in x_seq.to(v.dtype):
-        fired: list[Tensor] = []
-
-        def charge(v: Tensor, x: Tensor = x, fired: list[Tensor] = fired) -> Tensor:
-            rate, spike = neuron.dynamics(v, x)
-            fired.append(spike)
-            return v + rate
-
-        v, history = charge_step(operator, charge, v, history, log)
-        spikes.append(fired[0])  # that at the potential before the step; solvers may ask for more
-    return torch.stack(spikes)
-
-
-class _StateRun(_Run):
-    """Each neuron is evaluated at a potential that is given; their derivatives are recorded.
-
-    A module that is called several times in ``base`` has a potential for each call.
-    """
-
-    def __init__(self, steps: int, batch: int, states: Sequence[Tensor] | None) -> None:
-        super().__init__(steps, batch)
-        self.states = states
-        self.rates: list[Tensor] = []
-        self.called: list[Layer] = []
-
-    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
-        if isinstance(layer, _FrameworkNeuron):
-            kind = getattr(layer.neuron, "native_class", type(layer.neuron)).__name__
-            raise OptionError(
-                f"{kind} is reset by a jump and runs layer by layer on a grid only; "
-                'use method="euler" with integrator="odeint", or integrator="fdeint".'
-            )
-        self.called.append(layer)
-        if self.states is None:  # which potentials are there?
-            resting = torch.zeros(current.shape, dtype=state_dtype(current), device=current.device)
-            self.rates.append(resting)
-            return torch.zeros_like(current)
-        if len(self.rates) == len(self.states):
-            raise StateError(_CHANGED)
-        v = self.states[len(self.rates)]
-        rate, spike = layer.dynamics(v, current.to(v.dtype))
-        self.rates.append(rate)
-        return spike.to(current.dtype)
-
-    def all_rates(self) -> tuple[Tensor, ...]:
-        if self.states is not None and len(self.rates) != len(self.states):
-            raise StateError(_CHANGED)
-        return tuple(self.rates)
-
-
-class _VectorField(nn.Module):
-    """``(t, potentials) -> their derivatives``: the whole network once."""
-
-    def __init__(
-        self, base: nn.Module, signal: Callable[[Tensor], Tensor], batch: int, masks: _Masks | None
-    ) -> None:
-        super().__init__()
-        self.base, self.signal, self.batch, self.masks = base, signal, batch, masks
-
-    def forward(self, t: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        run = _StateRun(1, self.batch, states)
-        _call(self.base, run, self.signal(t), self.masks)
-        return run.all_rates()
-
-
-class _Masks:
-    """Dropout masks of one sequence: drawn at the first call of each layer, and the same at every step."""
-
-    def __init__(self, base: nn.Module, batch: int) -> None:
-        self.layers = [m for m in base.modules() if isinstance(m, _DROPOUT_LAYERS)]
-        self.batch = batch
-        self.drawn: dict[tuple[int, int], Tensor] = {}
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Around one call of ``base``, and around that call once more in backward."""
-        calls: dict[int, int] = {}
-        masking: list[nn.Module] = []
-
-        def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = args[0]
-            if not layer.training or not self.batch or x.shape[0] % self.batch:
-                return args
-            calls[id(layer)] = calls.get(id(layer), 0) + 1
-            key = id(layer), calls[id(layer)]
-            steps = x.unflatten(0, (-1, self.batch))
-            if key not in self.drawn:
-                self.drawn[key] = layer.forward(torch.ones_like(steps[0]))
-            layer.training = False  # it has nothing more to do
-            masking.append(layer)
-            return ((steps * self.drawn[key]).flatten(0, 1), *args[1:])
-
-        def after(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            if layer in masking:
-                masking.remove(layer)
-                layer.training = True
-
-        handles = [layer.register_forward_pre_hook(before) for layer in self.layers]
-        handles += [layer.register_forward_hook(after) for layer in self.layers]
-        try:
-            yield
-        finally:
-            for layer in masking:  # something was raised in between
-                layer.training = True
-            for handle in handles:
-                handle.remove()
-
-
-def _call(base: nn.Module, run: _Run, x: Tensor, masks: _Masks | None) -> Any:
-    """``base(x)``, its neurons run by ``run``."""
-    with driven_by(run), contextlib.nullcontext() if masks is None else masks.held():
-        return base(x)
 
 
 # -- what was asked for ---------------------------------------------------------------------------
@@ -361,7 +160,7 @@ def _as_options(options: Any) -> dict[str, Any]:
     return dict(options or {})
 
 
-def _refuse_times(run: _Run) -> None:
+def _refuse_times(run: Run) -> None:
     """An output without time has no times to choose from."""
     if run.time_is_gone:
         raise OptionError("output_time: the model averages over time (ClassificationHead); leave it out.")
@@ -372,135 +171,6 @@ def _grid_options(options: dict[str, Any]) -> dict[str, Any]:
         if name not in _GRID_OPTIONS:
             raise UnknownNameError(f"unknown option {name!r}; {nearest(str(name), _GRID_OPTIONS)}")
     return options
-
-
-def _times(x: Any, x_time: Any) -> Tensor:
-    """The times of the samples, float64 on the CPU, ``[T]`` or, with the end of the last step, ``[T + 1]``.
-
-    Raises:
-        OptionTypeError, OptionError: for an input or times that cannot be used.
-    """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise OptionTypeError(f"x must be a tensor of floating point numbers, got {kind}.")
-    if x.dim() < 2 or x.shape[0] == 0:
-        raise OptionError(f"x must be [T, B, ...] with at least one time point, got shape {tuple(x.shape)}.")
-    if not torch.compiler.is_compiling() and not bool(x.detach().sum().isfinite()) and bool(x.isnan().any()):
-        raise OptionError("x has NaN in it; mask or drop those samples.")
-    times = _time_points(x_time, "x_time")
-    if len(times) not in (x.shape[0], x.shape[0] + 1):
-        raise OptionError(
-            f"x has {x.shape[0]} time points, but x_time has {len(times)}; give {x.shape[0]}, or one more "
-            "for the end of the last step."
-        )
-    return times
-
-
-def _blur(given: Any, times: Tensor) -> float:
-    """What the precision that times were given in cannot tell apart."""
-    single = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    eps = torch.finfo(given.dtype if single else torch.float64).eps
-    return 4.0 * eps * float(times.abs().max())
-
-
-def _time_points(given: Any, what: str) -> Tensor:
-    try:
-        times = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionTypeError(f"{what} must be a sequence of numbers, got {type(given).__name__}.") from error
-    if times.is_complex():
-        raise OptionTypeError(f"{what} must be real numbers, got complex ones.")
-    times = times.to(dtype=torch.float64, device="cpu").detach()
-    if times.dim() != 1 or not len(times):
-        raise OptionError(f"{what} must be one-dimensional, [T], got shape {tuple(times.shape)}.")
-    if not bool(times.isfinite().all()):
-        raise OptionError(f"{what} has NaN or infinity in it.")
-    back = (times.diff() <= 0).nonzero()
-    if len(back):
-        i = int(back[0])
-        raise OptionError(
-            f"{what} must increase, but {what}[{i}] = {times[i]:g} is followed by {times[i + 1]:g}."
-        )
-    return times
-
-
-def _uniform_step(times: Tensor, blur: float, default: Any) -> float | None:
-    """The step of a uniform grid, None for another; ``default`` for a single point.
-
-    Raises:
-        OptionError: for times of a precision that cannot tell their steps apart, or a step size that is none.
-    """
-    given = 1.0 if default is None else default
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
-        raise OptionError(f"step_size must be a positive number, got {given!r}.")
-    if len(times) == 1:
-        return float(given)
-    step = float(times[-1] - times[0]) / (len(times) - 1)
-    if blur > 0.1 * step:
-        raise OptionError(
-            f"x_time is too coarse in its precision to tell steps of {step:g} apart at {float(times[-1]):g}; "
-            "give it in float64, or count from 0."
-        )
-    if not bool(((times.diff() - step).abs() <= 1e-4 * step + blur).all()):
-        return None
-    # Windows of one recording have the same step, whatever rounding says.
-    return float(f"{step:.6g}") if blur > 1e-9 * step else step
-
-
-def _rows(wanted: Tensor, grid: Tensor, blur: float) -> Tensor | None:
-    """Which points of the grid are wanted; None for all.
-
-    Raises:
-        OptionError: for a time that is not on the grid.
-    """
-    if len(wanted) == len(grid) and torch.equal(wanted, grid):
-        return None
-    slack = blur + (1e-4 * float(grid.diff().min()) if len(grid) > 1 else 0.0)
-    above = torch.searchsorted(grid, wanted).clamp(max=len(grid) - 1)
-    below = (above - 1).clamp(min=0)
-    rows = torch.where((wanted - grid[below]).abs() < (wanted - grid[above]).abs(), below, above)
-    off = (wanted - grid[rows]).abs() > slack
-    if bool(off.any()):
-        i = int(off.nonzero()[0])
-        raise OptionError(
-            f"output_time[{i}] = {float(wanted[i]):g} is none of the times of x_time; on a grid the output "
-            "is at those. A method of torchdiffeq takes any time."
-        )
-    return rows
-
-
-def _each(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``out`` with every tensor in it changed, in whatever it is nested."""
-    if isinstance(out, Tensor):
-        return change(out)
-    if isinstance(out, dict):
-        return _like(out, {key: _each(value, change) for key, value in out.items()})
-    if isinstance(out, tuple) and hasattr(out, "_fields"):
-        return type(out)(*(_each(value, change) for value in out))
-    if isinstance(out, (list, tuple)):
-        return type(out)(_each(value, change) for value in out)
-    return out
-
-
-def _like(mapping: dict[Any, Any], values: dict[Any, Any]) -> Any:
-    """A mapping of the same kind with other values."""
-    new = copy.copy(mapping)
-    new.update(values)
-    return new
-
-
-def _joined(parts: list[Any]) -> Any:
-    """Outputs over consecutive times as one."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts) if first.dim() else first
-    if isinstance(first, dict):
-        return _like(first, {key: _joined([part[key] for part in parts]) for key in first})
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*map(_joined, map(list, zip(*parts, strict=True))))
-    if isinstance(first, (list, tuple)):
-        return type(first)(map(_joined, map(list, zip(*parts, strict=True))))
-    return first
 
 
 def _fixed_grid() -> tuple[str, ...]:
@@ -554,7 +224,7 @@ def _with_framework_neurons(base: nn.Module) -> nn.Module:
     pairs = []
     for neuron in find_neurons(model, adapters_in_use()):
         fractional = neuron.adapter.to_fractional(neuron.module, _unset())
-        pairs.append((neuron.module, _FrameworkNeuron(fractional, neuron.adapter)))
+        pairs.append((neuron.module, FrameworkNeuron(fractional, neuron.adapter)))
     if pairs[0][0] is model:
         return pairs[0][1]
     replace_modules(model, pairs)
@@ -652,7 +322,7 @@ class SNNWrapper(nn.Module):
         return [
             (name, module)
             for name, module in self.base.named_modules()
-            if isinstance(module, (BaseNeuron, _FrameworkNeuron))
+            if isinstance(module, (BaseNeuron, FrameworkNeuron))
         ]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -691,7 +361,7 @@ class SNNWrapper(nn.Module):
             self.integrator, self.method if method is None else method,
             {**self.options, **_as_options(options)},
         )  # fmt: skip
-        times = _times(x, x_time)
+        times = sample_times(x, x_time)
         steps, batch = x.shape[:2]
         fewest = {"cubic": 4, "akima": 5}.get(self.interpolation_method, 1)
         if steps < fewest:
@@ -699,13 +369,13 @@ class SNNWrapper(nn.Module):
                 f"interpolation_method={self.interpolation_method!r} needs {fewest} time points, x has "
                 f'{steps}; "linear" and "nearest" need one.'
             )
-        blur = _blur(x_time, times)
+        blur = blur_of(x_time, times)
         wanted = times[:steps]
         if output_time is not None:
-            wanted = _time_points(output_time, "output_time")
-            blur = max(blur, _blur(output_time, wanted))
-        step = _uniform_step(times, _blur(x_time, times), way.options.get("step_size"))
-        masks = _Masks(self.base, batch) if self.dropout == "sequence" else None
+            wanted = time_points(output_time, "output_time")
+            blur = max(blur, blur_of(output_time, wanted))
+        step = uniform_step(times, blur_of(x_time, times), way.options.get("step_size"))
+        masks = Masks(self.base, batch) if self.dropout == "sequence" else None
         if way.solver is not None and step is None:
             raise OptionError(
                 f"method={way.method!r} needs a uniform grid, but the steps of x_time differ; use "
@@ -713,16 +383,16 @@ class SNNWrapper(nn.Module):
             )
         if way.solver is None and (way.method != "euler" or step is None or way.adjoint):
             return self._by_torchdiffeq(x, times, wanted, blur, way, masks, output_time is not None)
-        rows = _rows(wanted, times[:steps], blur)
+        rows = rows_of(wanted, times[:steps], blur)
         operators = self._operators_for(way, 1.0 if step is None else step)
         if way.adjoint:
             return self._by_adjoint(x, times, rows, way, operators, masks)
-        run = _GridRun(steps, batch, operators)
-        out = run.output(_call(self.base, run, x.flatten(0, 1), masks))
+        run = GridRun(steps, batch, operators)
+        out = run.output(call_base(self.base, run, x.flatten(0, 1), masks))
         if rows is None:
             return out
         _refuse_times(run)
-        return _each(out, lambda t: t[rows] if t.dim() else t)
+        return each(out, lambda t: t[rows] if t.dim() else t)
 
     def _operators_for(self, way: _Way, step: float) -> dict[int, FractionalOperator]:
         """For each neuron its order bound to the solver, the memory and the step."""
@@ -760,22 +430,22 @@ class SNNWrapper(nn.Module):
 
     def _resting(self, x: Tensor) -> tuple[tuple[Tensor, ...], list[Layer]]:
         """Resting potentials for one time point ``x [B, ...]``, one for each neuron that is called."""
-        run = _StateRun(1, len(x), None)
+        run = StateRun(1, len(x), None)
         buffers = [(b, b.clone()) for b in self.base.buffers()]  # a call that only looks must change nothing
         devices = [x.device] if x.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            _call(self.base, run, x, None)
+            call_base(self.base, run, x, None)
             for buffer, value in buffers:
                 buffer.copy_(value)
         return tuple(run.rates), run.called
 
     def _by_torchdiffeq(
-        self, x: Tensor, times: Tensor, wanted: Tensor, blur: float, way: _Way, masks: _Masks | None,
+        self, x: Tensor, times: Tensor, wanted: Tensor, blur: float, way: _Way, masks: Masks | None,
         chosen: bool,
     ) -> Any:  # fmt: skip
         solvers = _torchdiffeq()
         signal = Interpolant(x, times[: len(x)], self.interpolation_method)
-        field = _VectorField(self.base, signal, x.shape[1], masks)
+        field = VectorField(self.base, signal, x.shape[1], masks)
         start, _ = self._resting(x[0])
         if float(wanted[0]) < float(times[0]) - blur:
             raise OptionError(
@@ -797,7 +467,7 @@ class SNNWrapper(nn.Module):
         return out
 
     def _solve(
-        self, solvers: Any, field: _VectorField, start: tuple[Tensor, ...], points: Tensor, way: _Way,
+        self, solvers: Any, field: VectorField, start: tuple[Tensor, ...], points: Tensor, way: _Way,
         x: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The potentials at all points, by torchdiffeq."""
@@ -826,14 +496,14 @@ class SNNWrapper(nn.Module):
             ) from error
         return found
 
-    def _read(self, x: Tensor, states: Sequence[Tensor], masks: _Masks | None) -> tuple[Any, _Run]:
+    def _read(self, x: Tensor, states: Sequence[Tensor], masks: Masks | None) -> tuple[Any, Run]:
         """The output for input ``[K, B, ...]`` and potentials ``[K, B, ...]``."""
-        run = _StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
-        return run.output(_call(self.base, run, x.flatten(0, 1), masks)), run
+        run = StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
+        return run.output(call_base(self.base, run, x.flatten(0, 1), masks)), run
 
     def _by_adjoint(
         self, x: Tensor, times: Tensor, rows: Tensor | None, way: _Way,
-        operators: dict[int, FractionalOperator], masks: _Masks | None,
+        operators: dict[int, FractionalOperator], masks: Masks | None,
     ) -> Any:  # fmt: skip
         """Step by step, the network's activations computed once more in backward."""
         if isinstance(way.solver, CorrectorSolver):
@@ -843,7 +513,7 @@ class SNNWrapper(nn.Module):
             )
         steps = len(x)
         signal = Interpolant(x, times[:steps], "nearest")
-        field = _VectorField(self.base, signal, x.shape[1], masks)
+        field = VectorField(self.base, signal, x.shape[1], masks)
         start, called = self._resting(x[0])
         orders = [operators[id(layer)].order for layer in called]
         states: tuple[Tensor, ...] = tuple(v.unsqueeze(0) for v in start)
@@ -862,7 +532,7 @@ class SNNWrapper(nn.Module):
                 _refuse_times(run)
             return out
 
-        return _joined(
+        return joined(
             [
                 checkpoint(read, x[part], *(v[part] for v in states), use_reentrant=False)
                 for part in kept.split(steps if whole else _CHUNK)

@@ -1,0 +1,266 @@
+"""What neurons do while a model is called: run all steps, or be evaluated at potentials that are given.
+
+A model is called with time folded into its batch, ``[T * B, ...]``. Its neurons ask the run they are in
+(``neurons.driven_by``), which unfolds time for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikede_plugins.adapter import Adapter
+from spikede_plugins.engine import (
+    FRESH,
+    FractionalOperator,
+    HistoryLog,
+    can_scan,
+    charge_step,
+    scan,
+    state_dtype,
+)
+from spikede_plugins.errors import OptionError, StateError
+from spikede_plugins.neurons import BaseNeuron, current_driver, driven_by
+from spikede_plugins.solvers.base import CorrectorSolver
+
+_CHANGED = "the model called other neurons than before; which it calls must not depend on values."
+DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class FrameworkNeuron(nn.Module):
+    """A framework's neuron, made fractional, as a layer of a model that a wrapper runs."""
+
+    def __init__(self, neuron: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self.adapter = adapter
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what a model looks up of its neuron
+            return getattr(super().__getattr__("neuron"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        driver = current_driver()
+        if driver is None:
+            raise StateError(
+                f"{type(self.neuron).__name__} belongs to an SNNWrapper; call the model through that."
+            )
+        return driver(self, x)  # type: ignore[arg-type]
+
+
+Layer = BaseNeuron | FrameworkNeuron
+
+
+class Run:
+    """A call of ``base`` with ``steps`` steps folded into the batch."""
+
+    def __init__(self, steps: int, batch: int) -> None:
+        self.steps, self.batch, self.time_is_gone = steps, batch, False
+
+    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def unfold_time(self, x: Tensor, last: bool = False) -> Tensor:
+        """``[T * B, ...] -> [T, B, ...]``; with ``last``, the model's output has no time any more."""
+        whole = self.steps * self.batch  # or a multiple: what a model folds into its batch comes behind
+        if x.dim() == 0 or (x.shape[0] % whole if whole else x.shape[0]):
+            raise OptionError(
+                f"a layer of the model gave shape {tuple(x.shape)}, whose first dimension is not the batch "
+                f"of {whole} it was called with; keep the batch in dimension 0 (time is folded into it)."
+            )
+        self.time_is_gone |= last
+        return x.unflatten(0, (self.steps, x.shape[0] // self.steps))
+
+    def output(self, out: Any) -> Any:
+        """The output of ``base`` with time unfolded, in whatever it is nested."""
+        return out if self.time_is_gone else each(out, lambda t: self.unfold_time(t) if t.dim() else t)
+
+
+class GridRun(Run):
+    """Each neuron runs all T steps from 0, with its own operator."""
+
+    def __init__(self, steps: int, batch: int, operators: dict[int, FractionalOperator]) -> None:
+        super().__init__(steps, batch)
+        self.operators = operators
+
+    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
+        x_seq = self.unfold_time(current)
+        operator = self.operators.get(id(layer))
+        if operator is None:
+            raise StateError(
+                f"a {type(layer).__name__} is called that was not in the model when it was wrapped; "
+                "wrap the model anew."
+            )
+        if isinstance(layer, FrameworkNeuron):
+            spikes = layer.adapter.run_sequence(layer.neuron, operator, x_seq)
+        else:
+            spikes = _neuron_sequence(layer, operator, x_seq)
+        return spikes.flatten(0, 1).to(current.dtype)
+
+
+def _neuron_sequence(neuron: BaseNeuron, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
+    """The spikes ``[T, B, ...]`` of a neuron that starts from 0."""
+    v = torch.zeros(x_seq.shape[1:], dtype=state_dtype(x_seq), device=x_seq.device)
+    elementwise = neuron.as_elementwise()
+    solver = operator.solver
+    if elementwise is None and isinstance(solver, CorrectorSolver) and solver.predictor is None:
+        raise OptionError(
+            f"method={solver.name!r} solves for each element alone, and {type(neuron).__name__} has not said "
+            'that this is right: set elementwise = True in its class if so, or use method="abm".'
+        )
+    if elementwise is not None and can_scan(operator):
+        return scan(operator, elementwise, x_seq, v, FRESH, HistoryLog())[0]
+    history, log, spikes = FRESH, HistoryLog(), []
+    for x in x_seq.to(v.dtype):
+        fired: list[Tensor] = []
+
+        def charge(v: Tensor, x: Tensor = x, fired: list[Tensor] = fired) -> Tensor:
+            rate, spike = neuron.dynamics(v, x)
+            fired.append(spike)
+            return v + rate
+
+        v, history = charge_step(operator, charge, v, history, log)
+        spikes.append(fired[0])  # that at the potential before the step; solvers may ask for more
+    return torch.stack(spikes)
+
+
+class StateRun(Run):
+    """Each neuron is evaluated at a potential that is given; their derivatives are recorded.
+
+    A module that is called several times in ``base`` has a potential for each call.
+    """
+
+    def __init__(self, steps: int, batch: int, states: Sequence[Tensor] | None) -> None:
+        super().__init__(steps, batch)
+        self.states = states
+        self.rates: list[Tensor] = []
+        self.called: list[Layer] = []
+
+    def __call__(self, layer: Layer, current: Tensor) -> Tensor:
+        if isinstance(layer, FrameworkNeuron):
+            kind = getattr(layer.neuron, "native_class", type(layer.neuron)).__name__
+            raise OptionError(
+                f"{kind} is reset by a jump and runs layer by layer on a grid only; "
+                'use method="euler" with integrator="odeint", or integrator="fdeint".'
+            )
+        self.called.append(layer)
+        if self.states is None:  # which potentials are there?
+            resting = torch.zeros(current.shape, dtype=state_dtype(current), device=current.device)
+            self.rates.append(resting)
+            return torch.zeros_like(current)
+        if len(self.rates) == len(self.states):
+            raise StateError(_CHANGED)
+        v = self.states[len(self.rates)]
+        rate, spike = layer.dynamics(v, current.to(v.dtype))
+        self.rates.append(rate)
+        return spike.to(current.dtype)
+
+    def all_rates(self) -> tuple[Tensor, ...]:
+        if self.states is not None and len(self.rates) != len(self.states):
+            raise StateError(_CHANGED)
+        return tuple(self.rates)
+
+
+class VectorField(nn.Module):
+    """``(t, potentials) -> their derivatives``: the whole network once."""
+
+    def __init__(
+        self, base: nn.Module, signal: Callable[[Tensor], Tensor], batch: int, masks: Masks | None
+    ) -> None:
+        super().__init__()
+        self.base, self.signal, self.batch, self.masks = base, signal, batch, masks
+
+    def forward(self, t: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        run = StateRun(1, self.batch, states)
+        call_base(self.base, run, self.signal(t), self.masks)
+        return run.all_rates()
+
+
+class Masks:
+    """Dropout masks of one sequence: drawn at the first call of each layer, and the same at every step."""
+
+    def __init__(self, base: nn.Module, batch: int) -> None:
+        self.layers = [m for m in base.modules() if isinstance(m, DROPOUT_LAYERS)]
+        self.batch = batch
+        self.drawn: dict[tuple[int, int], Tensor] = {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Around one call of ``base``, and around that call once more in backward."""
+        calls: dict[int, int] = {}
+        masking: list[nn.Module] = []
+
+        def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            if not layer.training or not self.batch or x.shape[0] % self.batch:
+                return args
+            calls[id(layer)] = calls.get(id(layer), 0) + 1
+            key = id(layer), calls[id(layer)]
+            steps = x.unflatten(0, (-1, self.batch))
+            if key not in self.drawn:
+                self.drawn[key] = layer.forward(torch.ones_like(steps[0]))
+            layer.training = False  # it has nothing more to do
+            masking.append(layer)
+            return ((steps * self.drawn[key]).flatten(0, 1), *args[1:])
+
+        def after(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            if layer in masking:
+                masking.remove(layer)
+                layer.training = True
+
+        handles = [layer.register_forward_pre_hook(before) for layer in self.layers]
+        handles += [layer.register_forward_hook(after) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for layer in masking:  # something was raised in between
+                layer.training = True
+            for handle in handles:
+                handle.remove()
+
+
+def call_base(base: nn.Module, run: Run, x: Tensor, masks: Masks | None) -> Any:
+    """``base(x)``, its neurons run by ``run``."""
+    with driven_by(run), contextlib.nullcontext() if masks is None else masks.held():
+        return base(x)
+
+
+def each(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``out`` with every tensor in it changed, in whatever it is nested."""
+    if isinstance(out, Tensor):
+        return change(out)
+    if isinstance(out, dict):
+        return _like(out, {key: each(value, change) for key, value in out.items()})
+    if isinstance(out, tuple) and hasattr(out, "_fields"):
+        return type(out)(*(each(value, change) for value in out))
+    if isinstance(out, (list, tuple)):
+        return type(out)(each(value, change) for value in out)
+    return out
+
+
+def _like(mapping: dict[Any, Any], values: dict[Any, Any]) -> Any:
+    """A mapping of the same kind with other values."""
+    new = copy.copy(mapping)
+    new.update(values)
+    return new
+
+
+def joined(parts: list[Any]) -> Any:
+    """Outputs over consecutive times as one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts) if first.dim() else first
+    if isinstance(first, dict):
+        return _like(first, {key: joined([part[key] for part in parts]) for key in first})
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*map(joined, map(list, zip(*parts, strict=True))))
+    if isinstance(first, (list, tuple)):
+        return type(first)(map(joined, map(list, zip(*parts, strict=True))))
+    return first
