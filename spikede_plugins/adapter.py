@@ -99,7 +99,7 @@ class Adapter(ABC):
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         """Why :meth:`run_sequence` cannot run this native neuron; empty if it can."""
-        return ""
+        return f"the adapter {self.name!r} does not run sequences"
 
     def stateful_layers(self, model: nn.Module) -> list[str]:
         """Layers of this framework, besides neurons, that carry something from step to step, by path."""
@@ -112,12 +112,12 @@ class Adapter(ABC):
     def run_sequence(self, module: nn.Module, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
         """The spikes ``[T, B, ...]`` of a fractional neuron that takes ``operator`` and starts afresh.
 
-        Its state is fresh afterwards as well.
+        Its state is fresh afterwards as well. Asked only of neurons without a :meth:`sequence_obstacle`.
 
         Raises:
-            NotImplementedError: if the adapter does not offer it.
+            OptionError: if the adapter does not offer it.
         """
-        raise NotImplementedError(f"the adapter {self.name!r} does not run sequences (run_sequence).")
+        raise OptionError(self.sequence_obstacle(module))
 
     def finish(
         self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]

@@ -92,3 +92,14 @@ def test_jumps_and_adaptive_solvers_do_not_go_together():
 def test_a_single_neuron_is_a_model():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     assert SNNWrapper(neuron.LIFNode(), "fdeint")(X, range(12)).shape == X.shape
+
+
+def test_an_adapter_that_does_not_run_sequences_is_named(monkeypatch):
+    from spikede_plugins import Adapter
+
+    base = jelly()
+    from spikede_spikingjelly import SpikingJellyAdapter
+
+    monkeypatch.setattr(SpikingJellyAdapter, "sequence_obstacle", Adapter.sequence_obstacle)
+    with pytest.raises(UnsupportedNeuronError, match=r"1 \(LIFNode\): the adapter 'spikingjelly' does not run"):
+        SNNWrapper(base, "fdeint")

@@ -31,12 +31,8 @@ def torchy():
 
 
 def run(net):
-    out = (
-        net(X)
-        if "spikingjelly" in type(net[1]).__mro__[-3].__module__ or hasattr(net[1], "step_mode")
-        else None
-    )
-    return torch.stack([net(x) for x in X]) if out is None else out
+    """SpikingJelly takes the whole sequence, snnTorch a step at a time."""
+    return net(X) if hasattr(net[1], "step_mode") else torch.stack([net(x) for x in X])
 
 
 def slopes(net):

@@ -63,6 +63,9 @@ class SpikingJellyAdapter(Adapter):
         node.__dict__["_native_surrogate"] = node.surrogate_function
         node.surrogate_function = Surrogate(surrogate.name, surrogate.alpha)
 
+    def sequence_obstacle(self, module: nn.Module) -> str:
+        return ""
+
     def stateful_layers(self, model: nn.Module) -> list[str]:
         inside: set[int] = set()
         found = []
