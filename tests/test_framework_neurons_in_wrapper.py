@@ -101,5 +101,5 @@ def test_an_adapter_that_does_not_run_sequences_is_named(monkeypatch):
     from spikede_spikingjelly import SpikingJellyAdapter
 
     monkeypatch.setattr(SpikingJellyAdapter, "sequence_obstacle", Adapter.sequence_obstacle)
-    with pytest.raises(UnsupportedNeuronError, match=r"1 \(LIFNode\): the adapter 'spikingjelly' does not run"):
+    with pytest.raises(UnsupportedNeuronError, match=r"1 \(LIFNode\): the adapter 'spikingjelly' does"):
         SNNWrapper(base, "fdeint")
