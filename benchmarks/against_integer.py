@@ -1,4 +1,4 @@
-"""A converted model against the integer model it came from: layers, a CNN, a step loop, a GPU."""
+"""A converted model against the integer model it came from: layers, a CNN, a step loop."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ def sequence(net: nn.Module, x: torch.Tensor) -> Run:
         functional.reset_net(net)
         x.grad = None
         net(x).backward(grad)
-        if x.is_cuda:
-            torch.cuda.synchronize()
 
     return run
 
@@ -153,7 +151,7 @@ def step_loop(net: Any, x: torch.Tensor) -> Run:
     """Forward and backward through a loop of snnTorch steps."""
 
     def run() -> None:
-        mem, total = net.reset_mem(), torch.zeros(())
+        mem, total = net.reset_mem(), torch.zeros((), device=x.device)
         for step in x:
             spikes, mem = net(step, mem)
             total = total + spikes.mean()
@@ -177,40 +175,3 @@ def loops(given: Setting) -> Iterator[Row]:
             **alternate(step_loop(integer, x), step_loop(fractional, x), given.repeat),
             "demands": {} if bound is None else {"ratio": bound},
         }
-
-
-# -- GPU ------------------------------------------------------------------------------------------
-
-
-def gpu(given: Setting) -> Iterator[Row]:
-    """The layer on a GPU; SpikingJelly takes its own fused kernels there, where it has them."""
-    if not torch.cuda.is_available():
-        yield {"case": "not run: torch finds no GPU here"}
-        return
-    for steps in (8,) if given.smoke else (8, 16, 32, 64):
-        clear()
-        batch = 1 if given.smoke else 32
-        x = torch.randn(steps, batch, *SHAPE, device="cuda").requires_grad_()
-        integer = lif().to("cuda")
-        fractional = convert_to_fractional(integer, alpha=ALPHA, memory="full")
-        chosen = _fastest_backend(integer)
-        yield {
-            "case": f"[{steps}, {batch}, {', '.join(map(str, SHAPE))}], full, integer on {chosen}",
-            **alternate(sequence(integer, x), sequence(fractional, x), given.repeat),
-            "demands": {"ratio": at_most(1.2)},
-        }
-
-
-def _fastest_backend(node: Any) -> str:
-    """Choose the fastest backend of a release that lets one choose; others choose for themselves."""
-    offered = getattr(node, "supported_backends", None)
-    if offered is None:
-        return "the backend it chooses"
-    for name in ("triton", "cupy"):
-        if name in offered:
-            try:
-                node.backend = name
-            except (ImportError, ValueError, AssertionError):
-                continue
-            return name
-    return "torch"

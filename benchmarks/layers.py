@@ -22,6 +22,7 @@ import against_integer
 import continuous_time
 import limits
 import long_runs
+import on_gpu
 import torch
 from measure import Group, Row, Setting, reached
 
@@ -161,7 +162,15 @@ GROUPS: dict[str, Table] = {
             Column("share", "share", share_text),
         ),
     ),
-    "gpu": Table("one f-LIF layer on a GPU, forward + backward", against_integer.gpu, PAIR),
+    "gpu": Table(
+        "on a GPU, forward + backward; share: of the bandwidth of its memory, were every array moved once",
+        on_gpu.gpu,
+        (
+            *PAIR,
+            Column("peak memory, ratio", "memory_ratio", ratio_text),
+            Column("share", "share", share_text),
+        ),
+    ),
 }
 
 
