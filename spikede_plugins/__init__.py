@@ -45,6 +45,8 @@ from spikede_plugins.registry import (
 )
 from spikede_plugins.report import ConversionReport, ReportRow
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
+from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
+from spikede_plugins.spiking_ode import SpikeTimes, SpikingODELayer
 from spikede_plugins.surrogate import Surrogate
 from spikede_plugins.wrapper import SNNWrapper
 
@@ -69,6 +71,8 @@ __all__ = [
     "MissingExtraError",
     "MultiTerm",
     "NoisyLIFNeuron",
+    "ODEIFDynamics",
+    "ODELIFDynamics",
     "OptionError",
     "OptionTypeError",
     "OrderError",
@@ -77,8 +81,11 @@ __all__ = [
     "ReportRow",
     "SNNWrapper",
     "Solver",
+    "SpikeTimes",
     "SpikedeError",
     "SpikedeWarning",
+    "SpikingDynamics",
+    "SpikingODELayer",
     "StateError",
     "SumOfExponentials",
     "Support",
