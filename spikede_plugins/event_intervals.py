@@ -91,6 +91,11 @@ class Rules(NamedTuple):
     search: Search = Search()
     max_spikes: int | None = None
 
+    @property
+    def limit(self) -> int:
+        """The most spikes of a neuron in an interval."""
+        return RUNAWAY if self.max_spikes is None else self.max_spikes
+
 
 def run_interval(
     dynamics: SpikingDynamics, state: NeuronState, current: Tensor, duration: float, rules: Rules, ramp: bool
@@ -193,10 +198,9 @@ def check_spikes(most: int, rules: Rules) -> None:
     Raises:
         StateError: if they are not.
     """
-    limit = RUNAWAY if rules.max_spikes is None else rules.max_spikes
-    if most > limit:
+    if most > rules.limit:
         raise StateError(
-            f"a neuron fires {most} times in one interval, more than {limit}: weaken the input, shorten the "
+            f"a neuron fires more than {rules.limit} times in one interval: weaken the input, shorten the "
             "interval, give the layer a refractory period, or a higher max_spikes."
         )
 

@@ -62,12 +62,35 @@ def solve_flow(
 ) -> Tensor:
     """The potential after ``span``, ``[*shape]``; differentiable in all that it depends on."""
 
+    if search.adjoint and torch.is_grad_enabled():
+        return _solve_adjoint(dynamics, v, current, slope, span, search)
+
     def rate(s: Tensor, v: Tensor) -> Tensor:
         at = current if slope is None else current + slope * (span * s.to(v.dtype))
         return span * _bounded_rate(dynamics, v, at)
 
-    tensors = [current, span, *dynamics.parameters(), *([] if slope is None else [slope])]
-    return _solve(rate, v, 1, search, tuple(t for t in tensors if t.requires_grad))[-1]
+    return _solve(rate, v, 1, search)[-1]
+
+
+def _solve_adjoint(
+    dynamics: SpikingDynamics, v: Tensor, current: Tensor, slope: Tensor | None, span: Tensor, search: Search
+) -> Tensor:
+    """:func:`solve_flow` by the adjoint equation.
+
+    Current and span are states that stay as they are: their graphs may lead back to the parameters, which the
+    adjoint of this solve must not follow.
+    """
+    slope = torch.zeros_like(v) if slope is None else slope
+
+    def rate(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        v, current, slope, span = state
+        at = current + slope * (span * s.to(v.dtype))
+        still = torch.zeros_like(v)
+        return span * _bounded_rate(dynamics, v, at), still, still, still
+
+    state = tuple(t.expand(v.shape) for t in (v, current, slope, span))
+    trained = tuple(p for p in dynamics.parameters() if p.requires_grad)
+    return _solve(rate, state, 1, search, trained)[0][-1]
 
 
 def search_crossing(
@@ -193,8 +216,14 @@ def _bounded_rate(dynamics: SpikingDynamics, v: Tensor, current: Tensor) -> Tens
     return rate
 
 
-def _solve(rate: Any, v: Tensor, cells: int, search: Search, learned: tuple[Tensor, ...] = ()) -> Tensor:
-    """torchdiffeq from s = 0 to 1, ``[cells + 1, *shape]``; its steps end at the ends of the cells."""
+def _solve(
+    rate: Any, start: Any, cells: int, search: Search, trained: tuple[Tensor, ...] | None = None
+) -> Any:
+    """torchdiffeq from s = 0 to 1, ``[cells + 1, *shape]``; its steps end at the ends of the cells.
+
+    ``start`` is the potentials, or a tuple that begins with them. With ``trained`` by the adjoint equation.
+    """
+    v: Tensor = start[0] if isinstance(start, tuple) else start
     try:
         from torchdiffeq import odeint, odeint_adjoint
     except ImportError as error:
@@ -203,7 +232,8 @@ def _solve(rate: Any, v: Tensor, cells: int, search: Search, learned: tuple[Tens
             'pip install "spikede-plugins[ode]". (ODELIFDynamics and ODEIFDynamics need nothing.)'
         ) from error
     if not v.numel():
-        return v.expand(cells + 1, *v.shape)
+        empty = v.expand(cells + 1, *v.shape)
+        return (empty,) if isinstance(start, tuple) else empty
     # The solver's clock is of float64 whatever the dtype of the potential is.
     s = torch.linspace(0.0, 1.0, cells + 1, dtype=torch.float64, device=v.device)
     tolerance = 1e-10 if v.dtype == torch.float64 else 1e-6
@@ -214,10 +244,10 @@ def _solve(rate: Any, v: Tensor, cells: int, search: Search, learned: tuple[Tens
         "atol": tolerance if search.atol is None else search.atol,
     }  # fmt: skip
     try:
-        if search.adjoint and torch.is_grad_enabled() and (learned or v.requires_grad):
-            back = {"max_num_steps": search.max_steps}
-            return odeint_adjoint(rate, v, s, adjoint_params=learned, adjoint_options=back, **given)
-        return odeint(rate, v, s, **given)
+        if trained is not None:
+            back = {"norm": "seminorm", "max_num_steps": search.max_steps}
+            return odeint_adjoint(rate, start, s, adjoint_params=trained, adjoint_options=back, **given)
+        return odeint(rate, start, s, **given)
     except AssertionError as error:  # what torchdiffeq says of steps that are too many or too small
         raise StateError(
             f"torchdiffeq's {search.solver} gave up: {error}. The potential is too stiff or leaves to "
@@ -225,6 +255,6 @@ def _solve(rate: Any, v: Tensor, cells: int, search: Search, learned: tuple[Tens
         ) from error
 
 
-def _largest(error: Tensor) -> Tensor:
+def _largest(error: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The norm of the step control: no neuron is off by more than the tolerance, however many there are."""
-    return error.abs().max()
+    return (error[0] if isinstance(error, tuple) else error).abs().max()

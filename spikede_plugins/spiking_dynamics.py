@@ -63,6 +63,8 @@ class SpikingDynamics(nn.Module):
         OptionTypeError: for what is not a number.
     """
 
+    #: Whether flow and crossing are closed forms.
+    closed: bool = False
     #: Names of all parameters, and of those that must be positive.
     values: tuple[str, ...] = ("v_threshold", "v_reset", "v_rest")
     positive: tuple[str, ...] = ()
@@ -268,7 +270,14 @@ class ODELIFDynamics(SpikingDynamics):
     def dvdt(self, v: Tensor, current: Tensor) -> Tensor:
         return (self.v_rest - v) / self.tau_mem + current / self.C_mem
 
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether these are the dynamics that the closed forms belong to: a subclass may have others."""
+        return type(self).dvdt is ODELIFDynamics.dvdt
+
     def flow(self, v: Tensor, current: Tensor, slope: Tensor | None, span: Tensor, search: Search) -> Tensor:
+        if not self.closed:
+            return super().flow(v, current, slope, span, search)
         gone = -torch.expm1(-span / self.tau_mem)
         change = (self.v_rest + current * (self.tau_mem / self.C_mem) - v) * gone
         if slope is not None:
@@ -278,6 +287,8 @@ class ODELIFDynamics(SpikingDynamics):
     def crossing(
         self, v: Tensor, current: Tensor, slope: Tensor | None, span: Tensor, search: Search
     ) -> Tensor:
+        if not self.closed:
+            return super().crossing(v, current, slope, span, search)
         factor = self.tau_mem / self.C_mem
         above = self.v_rest + current * factor - self.v_threshold  # of v_oo
         missing = self.v_threshold - v
@@ -343,13 +354,22 @@ class ODEIFDynamics(SpikingDynamics):
     def dvdt(self, v: Tensor, current: Tensor) -> Tensor:
         return (current / self.C_mem).expand_as(v)
 
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether these are the dynamics that the closed forms belong to: a subclass may have others."""
+        return type(self).dvdt is ODEIFDynamics.dvdt
+
     def flow(self, v: Tensor, current: Tensor, slope: Tensor | None, span: Tensor, search: Search) -> Tensor:
+        if not self.closed:
+            return super().flow(v, current, slope, span, search)
         mean = current if slope is None else current + 0.5 * slope * span
         return v + mean * span / self.C_mem
 
     def crossing(
         self, v: Tensor, current: Tensor, slope: Tensor | None, span: Tensor, search: Search
     ) -> Tensor:
+        if not self.closed:
+            return super().crossing(v, current, slope, span, search)
         missing = self.v_threshold - v
         charge = missing * self.C_mem
         if slope is None:

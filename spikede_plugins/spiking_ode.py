@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.engine import events as fused
 from spikede_plugins.errors import OptionError, OptionTypeError, UnknownNameError, nearest
-from spikede_plugins.event_intervals import Events, NeuronState, Rules
+from spikede_plugins.event_intervals import Events, NeuronState, Rules, check_spikes
 from spikede_plugins.event_search import Search
 from spikede_plugins.neurons import number
-from spikede_plugins.spiking_dynamics import ODELIFDynamics, SpikingDynamics
+from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.surrogate import Surrogate
 
 #: How the input goes on between its samples.
@@ -259,15 +260,47 @@ class SpikingODELayer(nn.Module):
                 if state is not None:
                     self._elapsed = torch.zeros((), dtype=torch.float64)
                 state = self._begun(tuple(currents.shape[1:-1]))
+            ramp = self.interpolation == "linear"
+            if self._serves(state, currents):
+                return self._run_fused(state, currents, interval, ramp)
             counts, self._events = [], []
+            rules = self.rules
             for k in range(len(currents)):
-                state, events = self.dynamics.advance(
-                    state, currents[k], interval, self.rules, self.interpolation == "linear"
-                )
+                state, events = self.dynamics.advance(state, currents[k], interval, rules, ramp)
                 counts.append(events.counts)
                 self._events.append((self._elapsed + k * interval, events))
         self.state, self._elapsed = state, self._elapsed + len(currents) * interval
         return torch.stack(counts) if counts else currents
+
+    def _serves(self, state: NeuronState, currents: Tensor) -> bool:
+        """Whether the fused kernels may run this: closed forms on the CPU, no gradient asked for."""
+        dynamics = self.dynamics
+        if type(dynamics) not in (ODELIFDynamics, ODEIFDynamics) or not fused.serves(currents):
+            return False
+        tensors = (currents, *dynamics.parameters(), *dynamics.buffers(), state.v, state.held)
+        return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+    def _run_fused(self, state: NeuronState, currents: Tensor, interval: float, ramp: bool) -> Tensor:
+        steps, shape = len(currents), currents.shape[1:]
+        leaky = isinstance(self.dynamics, ODELIFDynamics)
+        names = ("v_rest", "v_threshold", "v_reset", "tau_mem" if leaky else "C_mem", "C_mem")
+        values = [torch.as_tensor(getattr(self.dynamics, name), dtype=torch.float64) for name in names]
+        values = [value.detach().reshape(-1) for value in values]
+        ran = fused.run(
+            leaky, currents.reshape(steps, -1), None if state.current is None else state.current.reshape(-1),
+            ramp, state.v.reshape(-1), state.held.reshape(-1), self.elapsed, interval, self.refractory,
+            torch.stack(torch.broadcast_tensors(*values)), self.rules.limit,
+        )  # fmt: skip
+        if bool((ran.number < 0).any()):
+            check_spikes(self.rules.limit + 1, self.rules)
+        counts = ran.counts.reshape(currents.shape)
+        times = ran.times.T.reshape(-1, *shape)
+        self._events = [(torch.zeros((), dtype=torch.float64), Events(counts.sum(0), times))]
+        self.state = NeuronState(
+            ran.v.reshape(shape), ran.held.reshape(shape), currents[-1] if ramp and steps else state.current
+        )
+        self._elapsed = self._elapsed + steps * interval
+        return counts
 
     def extra_repr(self) -> str:
         held = f", refractory={self.refractory:g}" * (self.refractory > 0)
