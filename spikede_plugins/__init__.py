@@ -30,6 +30,7 @@ from spikede_plugins.errors import (
     UnsupportedNeuronError,
 )
 from spikede_plugins.fdeint import fdeint, fdeint_adjoint
+from spikede_plugins.fractional_events import FractionalLIFDynamics
 from spikede_plugins.heads import ClassificationHead, VotingLayer
 from spikede_plugins.interpolation import interpolate
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
@@ -62,6 +63,7 @@ __all__ = [
     "CorrectorSolver",
     "ExplicitSolver",
     "ExportError",
+    "FractionalLIFDynamics",
     "FractionalOrder",
     "FullMemory",
     "HardResetLIFNeuron",

@@ -28,6 +28,7 @@ clock-driven networks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -212,7 +213,6 @@ def _in_turn(
     """A ramp: one spike of every neuron after the other."""
     v, clock, search = state.v, state.held, rules.search
     threshold, reset = (_like(value, v) for value in (dynamics.v_threshold, dynamics.v_reset))
-    number = torch.zeros_like(v)
     times: list[Tensor] = []
     misses: list[Tensor] = []
     rates: list[Tensor] = []
@@ -226,7 +226,6 @@ def _in_turn(
             hits = active & (clock + wait <= duration)
             if not bool(hits.any()):
                 break
-            number = number + hits.to(v.dtype)
             check_spikes(len(times) + 1, rules)
             wait = torch.where(hits, wait, 0.0)
             rate = dynamics.rate(threshold, at + slope * wait)
@@ -243,15 +242,30 @@ def _in_turn(
     at = current + slope * torch.minimum(clock, torch.full_like(clock, duration))
     v_end = torch.where(rest > 0, dynamics.flow(v, at, slope, rest, search), v)
     held_end = (clock - duration).clamp_min(0.0)
-    rows = torch.stack(times) if times else v.new_empty((0, *v.shape))
-    counts = number
-    if _wanted(v_end, rows, *misses):
-        change = torch.stack(misses) if misses else rows
-        rate = torch.stack(rates) if rates else rows
-        fired = torch.isfinite(rows)
-        over = rate.clamp_min(0.0) * (duration - torch.where(fired, rows.detach(), duration))
-        counts = _counts(number, over, change, fired, v_end - threshold, rest > 0, rules)
+    counts, rows = counted(times, misses, rates, v_end - threshold, rest > 0, duration, rules)
     return v_end, held_end, counts, rows
+
+
+def counted(
+    times: Sequence[Tensor], misses: Sequence[Tensor], rates: Sequence[Tensor], below: Tensor, free: Tensor,
+    duration: float, rules: Rules,
+) -> Events:  # fmt: skip
+    """The spikes of an interval whose times were found row by row.
+
+    Args:
+        times: of each row, ``[*shape]``; inf where a neuron has none.
+        misses, rates: what the potential misses of the threshold there, which is nothing but has a gradient,
+            and how fast it rises.
+        below: v - v_threshold at the end; ``free`` tells where that counts.
+    """
+    rows = torch.stack(tuple(times)) if times else below.detach().new_empty((0, *below.shape))
+    fired = torch.isfinite(rows)
+    number = fired.sum(0).to(below.dtype)
+    if not _wanted(below, rows, *misses):
+        return Events(number, rows)
+    rate, change = (torch.stack(tuple(each)) if each else rows for each in (rates, misses))
+    over = rate.clamp_min(0.0) * (duration - torch.where(fired, rows.detach(), duration))
+    return Events(_counts(number, over, change, fired, below, free, rules), rows)
 
 
 def _counts(

@@ -169,7 +169,7 @@ class SpikingODELayer(nn.Module):
         if v.dim() > len(shape) and not batch:
             shape = (*v.shape[:-1], self.n_neurons)
         try:
-            v = v.expand(shape)
+            v = v.expand(shape).clone(memory_format=torch.contiguous_format)
         except RuntimeError as error:
             raise OptionError(
                 f"reset() was given potentials of shape {tuple(v.shape)} for neurons of shape {shape}; give "
