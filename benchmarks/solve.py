@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measure import Demand, Group, Row, Run, Setting, at_least, clear, median_time, reached, seconds
+from measure import Demand, Row, Run, Setting, at_least, clear, median_time, seconds
+from tables import Column, Table, cells_of, document, time_text
 from torch import Tensor
 
 from spikede_plugins import get_solver
@@ -293,12 +294,6 @@ def _long_run(states: int, steps: int, memory: str) -> Run:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def time_text(value: float) -> str:
-    """Three digits, in ms below a second."""
-    scaled, unit = (value, "s") if value >= 1.0 else (1e3 * value, "ms")
-    return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
-
-
 def factor_text(value: float) -> str:
     return f"{value:.{1 if value < 100 else 0}f}"
 
@@ -309,14 +304,6 @@ def range_text(values: list[float]) -> str:
 
 def errors_text(errors: dict[str, float]) -> str:
     return f"{errors['run']:.1e} ({errors['end']:.1e})"
-
-
-class Column(NamedTuple):
-    """One column of a table: its header, the number it shows (``a:b``: entry b of entry a), and how."""
-
-    header: str
-    key: str
-    text: Callable[[Any], str] = str
 
 
 COMPARED = (
@@ -330,17 +317,11 @@ COMPARED = (
 )
 
 
-class Table(NamedTuple):
-    """A group: what is measured, by what, and the columns of its table."""
-
-    title: str
-    rows: Group
-    columns: tuple[Column, ...]
-
-
 GROUPS: dict[str, Table] = {
-    "loop": Table(f"{STATES} states, against a plain Python loop over the history", loop, COMPARED),
-    "packages": Table(f"{STATES} states, against other packages", packages, COMPARED),
+    "loop": Table(
+        f"{STATES} states, against a plain Python loop over the history", loop, COMPARED, "against"
+    ),
+    "packages": Table(f"{STATES} states, against other packages", packages, COMPARED, "against"),
     "growth": Table(
         f"time as the number of steps grows; slope: of log time over log steps from {UPPER} steps on",
         growth,
@@ -350,41 +331,6 @@ GROUPS: dict[str, Table] = {
         ),
     ),
 }
-
-
-def value_of(row: Row, key: str) -> Any:
-    outer, _, inner = key.partition(":")
-    return row.get(outer, {}).get(inner) if inner else row.get(key)
-
-
-def cells_of(row: Row, columns: tuple[Column, ...]) -> list[str]:
-    """The cells of a line, the last of them what must be reached and whether it was."""
-    cells, asked = [row["case"]], []
-    for column in columns:
-        value = value_of(row, column.key)
-        text = "" if value is None else column.text(value)
-        fine = reached(row, column.key)
-        if fine is not None:
-            low, high = row["demands"][column.key]
-            bound = f"≥ {column.text(low)}" if high is None else f"≤ {column.text(high)}"
-            asked.append(f"{bound}: {'yes' if fine else '**no**'}")
-            text = f"**{text}**"
-        cells.append(text)
-    return [*cells, ", ".join(asked)]
-
-
-def document(groups: dict[str, Any]) -> str:
-    """All tables."""
-    parts = []
-    for name, found in groups.items():
-        table = GROUPS[name]
-        header = ["against" if table.columns is COMPARED else "what", *(c.header for c in table.columns)]
-        lines = [[*header, "must reach"], ["---"] * (len(header) + 1)]
-        lines += [cells_of(row, table.columns) for row in found["rows"]]
-        smoke = " (tiny sizes: no measurement)" if found["smoke"] else ""
-        parts.append(f"**{name}**: {table.title}{smoke}\n")
-        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n")
-    return "\n".join(parts)
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -424,7 +370,7 @@ def write(out: Path, groups: dict[str, Any]) -> None:
     ordered = {name: groups[name] for name in GROUPS if name in groups}
     text = json.dumps({"groups": ordered}, indent=1) + "\n"
     (out / "solve.json").write_text(text, encoding="utf-8")
-    (out / "solve.md").write_text(document(ordered), encoding="utf-8")
+    (out / "solve.md").write_text(document(ordered, GROUPS), encoding="utf-8")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ a neuron that is free at the end as one more step, of v - v_threshold, which it 
     dcount = sum_k sigma'(z_k) dv(t_k) + sigma'(v_end - v_threshold) dv_end
 
 This divides by nothing, and where an interval holds one spike at most it is the surrogate gradient of
-clock-driven networks.
+clock-driven networks, with the potential's change at the spike itself instead of at the end of the step.
 """
 
 from __future__ import annotations

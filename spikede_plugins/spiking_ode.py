@@ -214,8 +214,9 @@ class SpikingODELayer(nn.Module):
             StateError: for more spikes than ``max_spikes``, or dynamics that cannot be integrated.
         """
         x, numpy = self._read(inputs, 2, "[T, n_inputs] or [T, B, n_inputs]")
-        counts = self._run(x, _interval(interval))
-        return counts.detach().cpu().numpy() if numpy else counts
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not numpy):
+            counts = self._run(x, _interval(interval))
+        return counts.cpu().numpy() if numpy else counts
 
     def step(self, x: Any, interval: float = 1.0) -> Any:
         """The number of spikes in one interval, ``[(B,) n_neurons]``, for ``x`` ``[(B,) n_inputs]``.
@@ -224,8 +225,9 @@ class SpikingODELayer(nn.Module):
             As :meth:`forward` does.
         """
         x, numpy = self._read(x, 1, "[n_inputs] or [B, n_inputs]")
-        counts = self._run(x.unsqueeze(0), _interval(interval))[0]
-        return counts.detach().cpu().numpy() if numpy else counts
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not numpy):
+            counts = self._run(x.unsqueeze(0), _interval(interval))[0]
+        return counts.cpu().numpy() if numpy else counts
 
     def _read(self, inputs: Any, least: int, shapes: str) -> tuple[Tensor, bool]:
         numpy = isinstance(inputs, np.ndarray)

@@ -79,7 +79,8 @@ def test_every_time_is_that_of_the_closed_form(engine, refractory):
     assert torch.equal(counts, fires.sum(1).to(F64)) and torch.equal(number, fires.sum(1))
     assert (times - expected)[fires].abs().max() < 1e-9
     assert torch.isinf(times[~fires]).all()
-    since = torch.where(number > 0, 500.0 - expected.gather(1, (number - 1)[:, None])[:, 0] - refractory, 500.0)
+    last = expected.gather(1, (number - 1)[:, None])[:, 0]
+    since = torch.where(number > 0, 500.0 - last - refractory, 500.0)
     v = 20.0 * currents * -torch.expm1(-since.clamp_min(0.0) / 20.0)
     assert (layer.voltage - v).abs().max() < 1e-9
 
@@ -112,17 +113,16 @@ def test_integrate_and_fire_counts_the_charge(engine):
 def test_random_input_against_steps_of_1e_5(engine, dynamics):
     """Exponential Euler between samples; spikes of the fine grid lie within one of its steps."""
     generator = torch.Generator().manual_seed(3)
-    samples = torch.rand(6, 40, generator=generator, dtype=F64) * 0.8 - 0.15
+    samples = torch.rand(3, 40, generator=generator, dtype=F64) * 0.8 - 0.15
     layer = SpikingODELayer(40, 40, dynamics, dtype=F64, refractory=0.5)
     layer.weight.data = torch.eye(40, dtype=F64)
-    counts = layer(samples, interval=0.5)
-    h, v, held, found = 1e-5, np.zeros(40), np.zeros(40), [[] for _ in range(40)]
+    h, held, found = 1e-5, np.zeros(40), [[] for _ in range(40)]
     decay = math.exp(-h / 20.0) if isinstance(dynamics, ODELIFDynamics) else 1.0
     gain = 20.0 * (1.0 - decay) if decay < 1.0 else h
     v = np.linspace(0.5, 0.99, 40)
     layer.reset(torch.from_numpy(v))
     counts = layer(samples, interval=0.5)
-    for k in range(300_000):
+    for k in range(150_000):
         free = held <= h / 2
         v = np.where(free, decay * v + gain * samples[k // 50_000].numpy(), v)
         held = np.where(free, 0.0, held - h)
@@ -131,34 +131,37 @@ def test_random_input_against_steps_of_1e_5(engine, dynamics):
                 found[i].append((k + 1) * h)
                 v[i], held[i] = 0.0, 0.5
     times = layer.spike_times
-    assert counts.sum() > 20 and times.counts.tolist() == [len(each) for each in found]
+    assert counts.sum() >= 10 and times.counts.tolist() == [len(each) for each in found]
     for i, each in enumerate(found):
         assert times.times[i, : len(each)].tolist() == pytest.approx(each, abs=5e-5)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dynamics", [ODELIFDynamics(), ODEIFDynamics()], ids=["lif", "if"])
-def test_a_ramp_crosses_where_its_solution_does(engine, dynamics):
-    """From the second sample on the current is a ramp; at each time found the closed form is at threshold."""
-    samples = torch.tensor([[0.1], [0.9], [-0.4], [0.6]], dtype=F64)
-    layer = SpikingODELayer(1, 1, dynamics, dtype=F64, interpolation="linear")
+def test_under_a_ramp_a_spike_is_a_unit_of_charge(engine):
+    """Integrate-and-fire, threshold 1, reset 0: the charge since the latest spike is 1 at each spike.
+
+    The leaky neuron under a ramp is held against its integrated twin below.
+    """
+    samples = torch.tensor([0.1, 0.9, -0.4, 0.6], dtype=F64)
+    layer = SpikingODELayer(1, 1, ODEIFDynamics(), dtype=F64, interpolation="linear")
     layer.weight.data.fill_(1.0)
-    counts = layer(samples, interval=10.0)
-    h, v, found = 1e-4, 0.0, []
-    for k in range(400_000):
-        at, share = divmod(k + 0.5, 100_000)
-        low = samples[max(int(at) - 1, 0), 0].item()
-        current = low + (samples[int(at), 0].item() - low) * share / 100_000
-        leak = v / 20.0 if isinstance(dynamics, ODELIFDynamics) else 0.0
-        middle = v + 0.5 * h * (current - leak)  # the midpoint rule
-        new = v + h * (current - (middle / 20.0 if leak or v else 0.0) * isinstance(dynamics, ODELIFDynamics))
-        if new >= 1.0:
-            found.append(h * (k + (1.0 - v) / (new - v)))
-            new = (new - 1.0) * 1.0  # what is left of the step goes on from the reset, to first order
-        v = new
-    times = layer.spike_times.times[0]
-    assert counts.sum() == len(found) >= 4
-    assert times.tolist() == pytest.approx(found, abs=3e-3)
+    counts = layer(samples[:, None], interval=10.0)
+
+    def charge(t):
+        """Of the first sample, which holds, and of the trapezoids behind it."""
+        k = min(int(t // 10.0), 3)
+        low = samples[max(k - 1, 0)]
+        now = low + (samples[k] - low) * (t - 10.0 * k) / 10.0
+        whole = sum(10.0 * (samples[max(j - 1, 0)] + samples[j]) / 2.0 for j in range(k))
+        return float(whole + (t - 10.0 * k) * (low + now) / 2.0)
+
+    times = layer.spike_times.times[0].tolist()
+    assert counts.sum() == len(times) == 9
+    spent = 0.0
+    for t in times:
+        assert charge(t) - spent == pytest.approx(1.0, abs=1e-12)
+        spent = charge(t)
+    assert float(layer.voltage) == pytest.approx(charge(40.0) - spent, abs=1e-12)
 
 
 # -- no neuron disturbs another -------------------------------------------------------------------
@@ -279,11 +282,11 @@ def test_a_quadratic_neuron_fires_at_the_time_of_its_closed_form():
     """From 0: v = sqrt(I) tan(sqrt(I) t)."""
     pytest.importorskip("torchdiffeq")
     currents = torch.tensor([0.04, 0.25, 1.0, -0.25], dtype=F64)
-    layer = layer_of(currents, Quadratic(v_threshold=10.0))
-    counts = layer(ones(1), interval=20.0)[0]
+    layer = layer_of(currents, Quadratic(v_threshold=4.0))
+    counts = layer(ones(1), interval=9.0)[0]
     root = currents[:3].sqrt()
-    period = torch.atan(10.0 / root) / root
-    assert counts.tolist() == [*torch.floor(20.0 / period).tolist(), 0.0]
+    period = torch.atan(4.0 / root) / root
+    assert counts.tolist() == [*torch.floor(9.0 / period).tolist(), 0.0]
     assert (layer.spike_times.times[:3, 0] - period).abs().max() < 1e-8
 
 
@@ -305,7 +308,6 @@ def test_a_subclass_with_other_dynamics_is_not_taken_for_its_parent():
 
 def test_numpy_in_numpy_out_and_both_dtypes():
     for dtype in (torch.float32, torch.float64):
-        layer = layer_of(torch.tensor([0.06, 0.1, 0.3, 1.0]), dtype=None) if dtype is None else None
         layer = SpikingODELayer(1, 4, dtype=dtype)
         layer.weight.data = torch.tensor([[0.06], [0.1], [0.3], [1.0]], dtype=dtype)
         found = layer(np.ones((1000, 1)), interval=1.0)
@@ -322,7 +324,7 @@ def test_trains_inside_a_sequential():
         spiking.weight.data = spiking.weight.data.abs() * 0.4
     optimiser = torch.optim.Adam(net.parameters(), lr=0.02)
     x, losses = torch.rand(4, 8, 3), []
-    for _ in range(25):
+    for _ in range(15):
         for spiking in net[2:]:
             spiking.reset()
         counts = net[3](net[2](net[1](net[0](x)), 10.0), 10.0).sum(0)
@@ -331,7 +333,7 @@ def test_trains_inside_a_sequential():
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.25 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert net(x).shape == (4, 8, 2)  # as a Sequential calls it: intervals of 1
 
 
@@ -425,7 +427,7 @@ class NotFinite(SpikingDynamics):
         (lambda: SpikingODELayer(2, 3, solver="rk4"), UnknownNameError, "dopri5"),
         (lambda: SpikingODELayer(2, 3, surrogate="atam"), UnknownNameError, "atan"),
         (lambda: layer_of(torch.tensor([1e9]))(ones(1, torch.float32)), StateError, "refractory"),
-        (lambda: layer_of(torch.tensor([1.0]), max_spikes=3)(ones(1, torch.float32), 9.0), StateError, "max_spi"),
+        (lambda: layer_of(torch.tensor([1.0]), max_spikes=3)(ones(1).float(), 9.0), StateError, "max_spikes"),
         (lambda: SpikingODELayer(1, 2, SpikingDynamics())(torch.rand(1, 1)), NotImplementedError, "dvdt"),
     ],
 )  # fmt: skip
