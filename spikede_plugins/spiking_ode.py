@@ -130,7 +130,9 @@ class SpikingODELayer(nn.Module):
         self.state: NeuronState | None = None
         self._given = v
         self._elapsed = torch.zeros((), dtype=torch.float64)
+        # The spikes of the latest call: interval by interval, or as the kernels found them.
         self._events: list[tuple[Tensor, Events]] = []
+        self._found: SpikeTimes | None = None
 
     def detach(self) -> None:
         """Cut the graph: gradients of what follows do not reach back beyond this point."""
@@ -149,6 +151,8 @@ class SpikingODELayer(nn.Module):
     @property
     def spike_times(self) -> SpikeTimes:
         """The spikes of the latest call of the layer or of :meth:`step`, timed from the latest reset."""
+        if self._found is not None:
+            return self._found
         if not self._events:
             v = self.voltage
             return SpikeTimes(v.new_empty((*v.shape, 0)), torch.zeros(v.shape, dtype=torch.int64))
@@ -184,6 +188,10 @@ class SpikingODELayer(nn.Module):
         if isinstance(self._given, Tensor):
             self._given = change(self._given)
         self._events = [(start, Events(*map(change, events))) for start, events in self._events]
+        if self._found is not None:
+            times, counts = self._found
+            times = change(times)
+            self._found = SpikeTimes(times, counts.to(times.device))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
@@ -265,7 +273,7 @@ class SpikingODELayer(nn.Module):
             ramp = self.interpolation == "linear"
             if self._serves(state, currents):
                 return self._run_fused(state, currents, interval, ramp)
-            counts, self._events = [], []
+            counts, self._events, self._found = [], [], None
             rules = self.rules
             for k in range(len(currents)):
                 state, events = self.dynamics.advance(state, currents[k], interval, rules, ramp)
@@ -295,14 +303,12 @@ class SpikingODELayer(nn.Module):
         )  # fmt: skip
         if bool((ran.number < 0).any()):
             check_spikes(self.rules.limit + 1, self.rules)
-        counts = ran.counts.reshape(currents.shape)
-        times = ran.times.T.reshape(-1, *shape)
-        self._events = [(torch.zeros((), dtype=torch.float64), Events(counts.sum(0), times))]
+        self._events, self._found = [], SpikeTimes(ran.times.reshape(*shape, -1), ran.number.reshape(shape))
         self.state = NeuronState(
             ran.v.reshape(shape), ran.held.reshape(shape), currents[-1] if ramp and steps else state.current
         )
         self._elapsed = self._elapsed + steps * interval
-        return counts
+        return ran.counts.reshape(currents.shape)
 
     def extra_repr(self) -> str:
         held = f", refractory={self.refractory:g}" * (self.refractory > 0)

@@ -112,50 +112,54 @@ def events(
             tau, capacity = values[3, i % width], values[4, i % width]
             potential, clock, total = float(v[i]), float(held[i]), 0
             whole = -math.expm1(-duration / tau)
-            known, period = math.nan, math.inf
             near = 1e-6 * (threshold - reset)
+            # While the current stays, the spike to come is known, and the potential is that of the latest
+            # reset, at ``clock`` (behind us where negative): nothing is worked out until something changes.
+            known, period, upcoming = math.nan, math.nan, math.inf
             for k in range(currents.shape[0]):
                 now = float(currents[k, i])
                 ramped = ramp == 1 or (ramp == 2 and k > 0)
-                start, slope = now, 0.0
-                if ramped:
+                here, begin = 0, begun + k * duration
+                if ramped or now != known:
+                    if clock < 0.0:
+                        gone = -math.expm1(clock / tau)
+                        potential = _flow(leaky, potential, known, 0.0, -clock, gone, rest, tau, capacity)
+                        clock = 0.0
+                    known = math.nan
+                if not ramped:
+                    if now != known:
+                        if leaky and clock == 0.0 and potential < threshold:
+                            # It goes one way: what ends well below the threshold has not crossed it.
+                            end = _flow(leaky, potential, now, 0.0, duration, whole, rest, tau, capacity)
+                            if end < threshold - near:
+                                potential, counts[k, i] = end, 0.0
+                                continue
+                        known, period = now, math.nan
+                        upcoming = clock + _wait(
+                            leaky, potential, now, 0.0, False, math.inf, rest, threshold, tau, capacity
+                        )
+                    if upcoming <= duration:
+                        if math.isnan(period):
+                            period = refractory + _wait(
+                                leaky, reset, now, 0.0, False, math.inf, rest, threshold, tau, capacity
+                            )
+                        first, latest = upcoming, upcoming
+                        while upcoming <= duration:
+                            if total < room:
+                                times[i, total] = begin + upcoming
+                            total += 1
+                            here += 1
+                            if here > limit:
+                                break
+                            latest = upcoming
+                            upcoming = first + here * period
+                        potential = reset
+                        clock = latest + refractory
+                    clock -= duration
+                    upcoming -= duration
+                else:
                     start = float(before[i]) if k == 0 else float(currents[k - 1, i])
                     slope = (now - start) / duration
-                here, begin = 0, begun + k * duration
-                if not ramped:
-                    if leaky and clock == 0.0:
-                        # The potential goes one way: what ends well below the threshold has not crossed it.
-                        end = _flow(leaky, potential, now, 0.0, duration, whole, rest, tau, capacity)
-                        if end < threshold - near and potential < threshold:
-                            potential, counts[k, i] = end, 0.0
-                            continue
-                    if clock <= duration:
-                        wait = _wait(
-                            leaky, potential, now, 0.0, False, duration - clock, rest, threshold, tau,
-                            capacity,
-                        )  # fmt: skip
-                        t = clock + wait
-                        if t <= duration:
-                            if now != known:
-                                known = now
-                                period = refractory + _wait(
-                                    leaky, reset, now, 0.0, False, math.inf, rest, threshold, tau, capacity
-                                )
-                            first = t
-                            while t <= duration:
-                                if total < room:
-                                    times[i, total] = begin + t
-                                total += 1
-                                here += 1
-                                if here > limit:
-                                    break
-                                t = first + here * period
-                            potential = reset
-                            latest = first
-                            if here > 1:  # else 0 times a period that may be infinite
-                                latest = first + (here - 1) * period
-                            clock = latest + refractory
-                else:
                     while clock <= duration and here <= limit:
                         wait = _wait(
                             leaky, potential, start + slope * clock, slope, True, duration - clock, rest,
@@ -170,21 +174,23 @@ def events(
                         here += 1
                         potential = reset
                         clock = t + refractory
+                    if clock < duration:
+                        left = duration - clock
+                        gone = whole if clock == 0.0 else -math.expm1(-left / tau)
+                        potential = _flow(
+                            leaky, potential, start + slope * clock, slope, left, gone, rest, tau, capacity
+                        )
+                        clock = 0.0
+                    else:
+                        clock -= duration
                 if here > limit:
                     total = -1
                     break
                 counts[k, i] = here
-                if clock < duration:
-                    left = duration - clock
-                    gone = whole
-                    if leaky and clock > 0.0:
-                        gone = -math.expm1(-left / tau)
-                    potential = _flow(
-                        leaky, potential, start + slope * clock, slope, left, gone, rest, tau, capacity
-                    )
-                    clock = 0.0
-                else:
-                    clock -= duration
+            if clock < 0.0:
+                gone = -math.expm1(clock / tau)
+                potential = _flow(leaky, potential, known, 0.0, -clock, gone, rest, tau, capacity)
+                clock = 0.0
             v[i], held[i], number[i] = potential, clock, total
 
 

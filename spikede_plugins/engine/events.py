@@ -74,7 +74,7 @@ def run(
     room = 2 * steps + _ROOM
     while True:
         potentials, waits = (t.detach().clone(memory_format=torch.contiguous_format) for t in (v, held))
-        counts = torch.zeros((steps, n), dtype=v.dtype)
+        counts = torch.empty((steps, n), dtype=v.dtype)
         # Float64 until they are handed out, since late times in float32 would round away.
         times = np.empty((n, room))
         number = np.zeros(n, np.int64)
@@ -89,6 +89,7 @@ def run(
         if most <= room:
             break
         room = most  # more spikes than there was room for: now it is known how many
-    times = np.where(np.arange(most) < number[:, None], times[:, :most], np.inf)
+    times = times[:, :most]
+    times[np.arange(most) >= number[:, None]] = np.inf
     found = torch.from_numpy(times).to(v.dtype)
     return Ran(potentials, waits, counts, found, torch.from_numpy(number))
