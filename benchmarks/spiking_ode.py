@@ -194,7 +194,7 @@ class Integrated(SpikingDynamics):
 
 
 def accuracy(given: Setting) -> Iterator[Row]:
-    """Error against cost, over 100 ms of 100 neurons; those that go from spike to spike take 10 ms at once."""
+    """Error against cost: 100 neurons for 100 ms, which the layer takes 10 ms at a time."""
     neurons, intervals = (4, 10) if given.smoke else (100, 100)
     currents = torch.linspace(0.06, 1.0, neurons, dtype=torch.float64)
     steps = (1.0, 0.25, 0.1, 0.025, 0.01, 0.0025) if not given.smoke else (0.1,)

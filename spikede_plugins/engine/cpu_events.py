@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit
 
-from spikede_plugins.engine.cpu_sums import OPTIONS
+from spikede_plugins.engine.cpu_sums import OPTIONS, widest
 from spikede_plugins.engine.outlined import share
 
 #: Newton steps to a crossing under a ramp, as in ``spiking_dynamics``.
@@ -106,8 +107,16 @@ def events(
     """
     room = times.shape[1]
     width = values.shape[1]
+    steps, most = currents.shape[0], widest(tiles, first_tile, last_tile)
+    # A tile's own copies, each neuron's intervals in one piece: a column of the whole touches a page a row.
+    inputs, spikes = np.empty((most, steps)), np.empty((most, steps))
     for tile in range(first_tile, last_tile):
-        for i in range(tiles[tile, 0], tiles[tile, 0] + tiles[tile, 1]):
+        column, count = tiles[tile, 0], tiles[tile, 1]
+        for k in range(steps):
+            for j in range(count):
+                inputs[j, k] = currents[k, column + j]
+        for j in range(count):
+            i = column + j
             rest, threshold, reset = values[0, i % width], values[1, i % width], values[2, i % width]
             tau, capacity = values[3, i % width], values[4, i % width]
             potential, clock, total = float(v[i]), float(held[i]), 0
@@ -116,8 +125,8 @@ def events(
             # While the current stays, the spike to come is known, and the potential is that of the latest
             # reset, at ``clock`` (behind us where negative): nothing is worked out until something changes.
             known, period, upcoming = math.nan, math.nan, math.inf
-            for k in range(currents.shape[0]):
-                now = float(currents[k, i])
+            for k in range(steps):
+                now = inputs[j, k]
                 ramped = ramp == 1 or (ramp == 2 and k > 0)
                 here, begin = 0, begun + k * duration
                 if ramped or now != known:
@@ -132,7 +141,7 @@ def events(
                             # It goes one way: what ends well below the threshold has not crossed it.
                             end = _flow(leaky, potential, now, 0.0, duration, whole, rest, tau, capacity)
                             if end < threshold - near:
-                                potential, counts[k, i] = end, 0.0
+                                potential, spikes[j, k] = end, 0.0
                                 continue
                         known, period = now, math.nan
                         upcoming = clock + _wait(
@@ -158,7 +167,7 @@ def events(
                     clock -= duration
                     upcoming -= duration
                 else:
-                    start = float(before[i]) if k == 0 else float(currents[k - 1, i])
+                    start = float(before[i]) if k == 0 else inputs[j, k - 1]
                     slope = (now - start) / duration
                     while clock <= duration and here <= limit:
                         wait = _wait(
@@ -186,12 +195,15 @@ def events(
                 if here > limit:
                     total = -1
                     break
-                counts[k, i] = here
+                spikes[j, k] = here
             if clock < 0.0:
                 gone = -math.expm1(clock / tau)
                 potential = _flow(leaky, potential, known, 0.0, -clock, gone, rest, tau, capacity)
                 clock = 0.0
             v[i], held[i], number[i] = potential, clock, total
+        for k in range(steps):
+            for j in range(count):
+                counts[k, column + j] = spikes[j, k]
 
 
 @njit(**OPTIONS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spikede_plugins.engine import cpu
+from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.threads import in_tiles
 
 #: About what a neuron's interval costs, in the multiply-adds that threads are shared out by.
@@ -74,9 +75,9 @@ def run(
     room = 2 * steps + _ROOM
     while True:
         potentials, waits = (t.detach().clone(memory_format=torch.contiguous_format) for t in (v, held))
-        counts = torch.empty((steps, n), dtype=v.dtype)
+        counts = empty((steps, n), v)
         # Float64 until they are handed out, since late times in float32 would round away.
-        times = np.empty((n, room))
+        times = empty((n, room), v.new_empty(0, dtype=torch.float64)).numpy()
         number = np.zeros(n, np.int64)
         if n and steps:
             k = _kernels()
