@@ -128,10 +128,11 @@ def test_demo_results_are_those_that_came_out() -> None:
     assert [[row[0].lower(), *row[1:]] for row in table("demo results")] == expected
 
 
-def test_benchmark_tables_are_those_that_were_written() -> None:
+@pytest.mark.parametrize("name", ["layers", "spiking_ode"])
+def test_benchmark_tables_are_those_that_were_written(name: str) -> None:
     """Of a full run: nothing of it is a smoke test."""
-    assert (ROOT / "benchmarks" / "layers.md").read_text(encoding="utf-8").strip() in README
-    written = json.loads((ROOT / "benchmarks" / "layers.json").read_text(encoding="utf-8"))
+    assert (ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8").strip() in README
+    written = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
     assert not any(group.get("smoke") for group in written["groups"].values())
 
 
