@@ -281,6 +281,7 @@ def draw(path: Path, rows: list[Row]) -> None:
             axes.annotate(text, at, xytext=(7, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="time (ms)", ylabel="largest error of a spike time (ms)")
     axes.set_title("100 leaky neurons for 100 ms", fontsize=10)
+    axes.margins(x=0.12)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

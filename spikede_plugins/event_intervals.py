@@ -229,7 +229,7 @@ def _in_turn(
             check_spikes(len(times) + 1, rules)
             wait = torch.where(hits, wait, 0.0)
             rate = dynamics.rate(threshold, at + slope * wait)
-        span = (clock + wait).detach() - torch.where(hits, clock, clock.detach() + wait)
+        span = torch.where(hits, (clock + wait).detach() - clock, 0.0)
         miss = torch.where(hits, dynamics.flow(v, at, slope, span, search) - threshold, 0.0)
         t = implicit_time(clock.detach() + wait, miss, rate.clamp_min(rules.slope_floor))
         times.append(torch.where(hits, t, math.inf))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -383,6 +387,18 @@ def test_empty_batches_and_sequences():
     assert layer(torch.rand(5, 0, 3)).shape == (5, 0, 4)
     assert layer(torch.rand(0, 2, 3)).shape == (0, 2, 4)
     assert layer.spike_times.times.shape == (2, 4, 0)
+
+
+def test_the_benchmark_runs(tmp_path):
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "spiking_ode.py"
+    command = [sys.executable, str(script), "--smoke", "--repeat", "1", "--only", "speed", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    group = json.loads((tmp_path / "spiking_ode.json").read_text(encoding="utf-8"))["groups"]["speed"]
+    rows = [row for row in group["rows"] if "own_s" in row]
+    assert group["smoke"] and len(rows) >= 2
+    assert all(row["own_s"] > 0 and row["own_error"] < 1e-6 and row["own_wrong"] == 0 for row in rows)
+    assert "must reach" in (tmp_path / "spiking_ode.md").read_text(encoding="utf-8")
 
 
 # -- what cannot be used --------------------------------------------------------------------------

@@ -154,6 +154,23 @@ def test_second_derivatives_are_refused():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("refractory", [0.0, 5.0, math.inf])
+@pytest.mark.parametrize("interpolation", ["hold", "linear"])
+def test_gradients_stay_finite_where_neurons_wait_or_never_fire(interpolation, refractory):
+    """Also for starts at and above the threshold, and for input that drives nothing."""
+    dynamics = ODELIFDynamics(learn=True)
+    layer = SpikingODELayer(1, 4, dynamics, dtype=F64, refractory=refractory, interpolation=interpolation)
+    layer.weight.data = torch.tensor([[0.4], [0.05], [-0.3], [0.0]], dtype=F64)
+    start = torch.tensor([1.0, 0.9, 1.5, 0.0], dtype=F64, requires_grad=True)
+    layer.reset(start)
+    x = torch.tensor([[1.0], [-0.5], [2.0], [1.0]], dtype=F64, requires_grad=True)
+    counts, times = layer(x, 3.0), layer.spike_times.times
+    assert counts[0].tolist()[0] >= 1 and counts[0].tolist()[2] == 1
+    (counts.sum() + times[torch.isfinite(times)].sum() + layer.voltage.sum()).backward()
+    for tensor in (x, start, *layer.parameters()):
+        assert torch.isfinite(tensor.grad).all()
+
+
 def test_detach_cuts_the_graph_between_two_pieces():
     layer = one(0.04)
     x = torch.ones(2, 1, dtype=F64, requires_grad=True)
