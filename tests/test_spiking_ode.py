@@ -392,7 +392,8 @@ def test_empty_batches_and_sequences():
 def test_the_benchmark_runs(tmp_path):
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "spiking_ode.py"
     options = ["--smoke", "--repeat", "1", "--only", "speed", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     group = json.loads((tmp_path / "spiking_ode.json").read_text(encoding="utf-8"))["groups"]["speed"]
     rows = [row for row in group["rows"] if "own_s" in row]
