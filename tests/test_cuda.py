@@ -41,9 +41,17 @@ class SnnTorchNet(nn.Module):
         mem1, mem2, spikes = self.lif1.init_leaky(), self.lif2.init_leaky(), []
         for x in x_seq:
             s1, mem1 = self.lif1(self.fc1(x), mem1)
-            s2, mem2 = self.lif2(self.fc2(s1), mem2)
+            s2, mem2 = self.lif2(self.fc2(s1.to(x.dtype)), mem2)  # snnTorch's spikes are float32
             spikes.append(s2)
         return torch.stack(spikes)
+
+
+def lively(net):
+    """Weights that make the second layer fire as well."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight)
+    return net
 
 
 OPTIONS = {
@@ -58,7 +66,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_forward_and_gradients_are_those_of_the_cpu(make, options):
     """In float64, where the two devices differ by rounding only, far from any threshold."""
-    net = convert_to_fractional(make().double(), **options)
+    net = convert_to_fractional(lively(make().double()), **options)
     on_gpu = copy.deepcopy(net).cuda()
     x = (torch.randn(12, 4, 10, dtype=torch.float64) * 3).requires_grad_()
     x_gpu = x.detach().cuda().requires_grad_()

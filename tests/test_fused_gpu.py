@@ -97,7 +97,7 @@ def test_the_kernels_compile(monkeypatch, tmp_path, name, on, dtype):
     from spikede_plugins.engine import gpu_kernels
 
     kernel = getattr(gpu_kernels, name)
-    sizes = ("blocks", "steps", "entering", "limit", "count_traces", "n", "inner", "channels")
+    sizes = ("blocks", "steps", "entering", "count_traces", "n", "inner", "channels")
     types = {"plan": "*i64", "marks": "*u8", **dict.fromkeys(sizes, "i32")}
     chosen = {"FORM": "input", "KIND": "sigmoid", "SIZE": 16, "WIDTH": gpu._WIDTH[dtype]}
     signature, constants = {}, {}

@@ -7,6 +7,8 @@ classes; any other surrogate is called step by step, exactly as the framework wo
 
 from __future__ import annotations
 
+import inspect
+
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
@@ -40,6 +42,14 @@ _ELEMENTWISE = {
 }
 
 
+#: What each of them is made with. torch.compile reads a dictionary, but not the attributes of a module.
+_SETTINGS = {
+    kind.__name__: tuple(inspect.signature(kind.__init__).parameters)[1:]
+    for kind in (Surrogate, *(getattr(surrogate, name, None) for name in sorted(_ELEMENTWISE)))
+    if kind is not None
+}
+
+
 def _own_class(function: object) -> str:
     """The class name if ``function`` is exactly one of the framework's classes, else an empty string."""
     kind = type(function)
@@ -51,7 +61,7 @@ def scannable(function: object) -> bool:
     return (
         isinstance(function, nn.Module)
         and (_own_class(function) in _ELEMENTWISE or type(function) is Surrogate)
-        and not any(isinstance(value, Tensor) for value in vars(function).values())
+        and not any(isinstance(getattr(function, n, None), Tensor) for n in _SETTINGS[type(function).__name__])
         and not any(True for _ in function.parameters())
         and not (function._forward_hooks or function._forward_pre_hooks)
         and not (function._backward_hooks or function._backward_pre_hooks)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _WIDTH = {torch.float32: 64, torch.float64: 32}
 #: No sums contracted but those that the kernels ask for; no loads moved ahead of the stores that they read
 #: from (a pipelined loop would).
-_LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+_LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 168}
 
 
 @cache
@@ -163,7 +163,8 @@ def _setting(
 ) -> tuple[_Plan, tuple[Tensor, ...], tuple[int, int, int]]:
     """The plan; plan, weights, gain, readout, decay, inject, factor and numbers; neurons, inner, channels."""
     v, device = past.v, past.v.device
-    stream, weights = _stream(device), kernel.weights.detach().contiguous()
+    stream = _stream(device)
+    weights = _padded(past, kernel, stream)
     count = 0 if kernel.decay is None else kernel.decay.shape[0]
     plan = _plan(entering, steps, past.reach, past.traces is not None, count, device, stream)
     readout, decay, inject = kernel.readout, kernel.decay, kernel.inject
@@ -182,6 +183,23 @@ def _setting(
         ),
         (v.numel(), inner, channels),
     )  # fmt: skip
+
+
+def _padded(past: Past, kernel: Kernel, stream: int) -> Tensor:
+    """The weights that the sums use, from their first on; zeros lie before them and behind.
+
+    Kernels take sums by groups of steps and rows, some of which are further apart than a window reaches, or
+    the wrong way around. Kept for the same numbers.
+    """
+    kept = {} if kernel.source is None else kernel.source.arrays
+    key = ("padded", past.reach.limit, stream)
+    found: Tensor | None = kept.get(key)
+    if found is None or len(found) < len(kernel.weights) + 2 * BLOCK:
+        weights = kernel.weights.detach()[: past.reach.limit or None]
+        # As long with a window as without one, so that a look tells whether it is long enough.
+        behind = 2 * BLOCK + len(kernel.weights) - len(weights)
+        found = kept[key] = torch.nn.functional.pad(weights, (0, 0, BLOCK, behind))[BLOCK:]
+    return found
 
 
 def _grid(v: Tensor) -> tuple[int]:
@@ -210,10 +228,10 @@ def march(
             x_seq.detach().contiguous(), v.detach().contiguous(), past.start.detach().contiguous(), rows,
             last if traces is None else traces, *kernel_numbers, spikes, last if h_seq is None else h_seq,
             last if v_seq is None else v_seq, last if marks is None else marks, last, plan.size, entering,
-            past.reach.limit, plan.traces, *sizes, FORM=_form(code),
+            plan.traces, *sizes, FORM=_form(code),
             LEARNED=code.leak == "multiply", STRICT=code.strict, HARD=code.reset is not None,
             KEEP_H=h_seq is not None, KEEP_V=v_seq is not None, KEEP_MARKS=marks is not None,
-            CHANNELS=sizes[2] > 1, WINDOW=past.reach.limit > 0, TRACED=plan.traces > 0, SIZE=BLOCK,
+            CHANNELS=sizes[2] > 1, TRACED=plan.traces > 0, SIZE=BLOCK,
             WIDTH=_WIDTH[v.dtype], **_LAUNCH,
         )  # fmt: skip
     return last, folded
@@ -253,11 +271,11 @@ def adjoint(
             delta if grad_s is None else grad_s.to(like.dtype).contiguous(),
             delta if grad_v is None else grad_v.to(like.dtype).contiguous(),
             delta if traces is None else traces, grad_x, delta, plan.size, steps, entering,
-            past.reach.limit, plan.traces, *sizes,
+            plan.traces, *sizes,
             LEARNED=code.leak == "multiply", DECAYED=decayed, STRICT=code.strict, HARD=code.reset is not None,
             DETACH=code.detach_reset, KIND=code.surrogate, REBUILD=not isinstance(charged, Tensor),
             HAS_S=grad_s is not None, HAS_V=grad_v is not None, HANDED=handed, CHANNELS=sizes[2] > 1,
-            WINDOW=past.reach.limit > 0, TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH[v.dtype], **_LAUNCH,
+            TRACED=plan.traces > 0, SIZE=BLOCK, WIDTH=_WIDTH[v.dtype], **_LAUNCH,
         )  # fmt: skip
     levers = _levers(code, past, x_seq, kernel, rows, entering, delta) if keep_levers else None
     return Adjoint(grad_x, delta if keep_delta else None, levers)

@@ -1,15 +1,20 @@
 """Fused GPU kernels: one program runs all T steps of ``WIDTH`` neurons, forward or backward.
 
 A program goes through its steps a block at a time (``engine.blocks``; the plan is a tensor that
-``engine.gpu`` makes). When a block begins, the sums of all its steps over the rows before it are formed
-together in registers, ``sums [SIZE, WIDTH]``: each row is read once for ``SIZE`` steps. Then the steps run
-one after the other, and each adds what it leaves to the sums of the later steps of its block. Every sum
-takes the traces first and then the rows from the oldest to the newest, so a run in chunks gives the bits of
-the run as a whole. Backward is the mirror image: its sums go over the adjoints of later steps.
+``engine.gpu`` makes). When a block begins, the sums of all its ``SIZE`` steps over the rows before it are
+formed together: each row is read once for all of them. Then the steps run one after the other, and each adds
+what it leaves to the sums of the later steps of its block. Every sum takes the traces first and then the rows
+from the oldest to the newest, so a run in chunks gives the bits of the run as a whole. Backward is the mirror
+image: its sums go over the adjoints of later steps.
 
-A program shares nothing with others but what was there before the launch. What it wrote itself it may read
-again by other threads (it stores a row as a vector, and loads it as a part of a tile): a barrier stands
-between.
+All is arithmetic on vectors of neurons, and the loops over the steps of a block are unrolled: each thread
+keeps the sums of its neurons in registers, one a step (a tuple of ``SIZE`` vectors), weights are the same
+number for all threads, and what the steps of a block read of other arrays is asked for before the first of
+them runs, so that the memory works while the sums are formed. Steps beyond the end of a short block compute
+and store nothing that counts.
+
+A program shares nothing with others but what was there before the launch. A thread reads again only what it
+wrote itself; should Triton deal the neurons of two arrays to other threads, a barrier stands between.
 
 Only sums are contracted, by ``fma``. Kernels must be launched with ``enable_fp_fusion=False``: charge, firing
 and reset then round as the framework's own operations do, and a neuron at alpha = 1 has its native spikes.
@@ -20,60 +25,106 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Columns of the plan.
-FIRST, LAST, PLACE, LOW, FOLDS, READ, UNTIL, INTO = (tl.constexpr(column) for column in range(8))
-COLUMNS = tl.constexpr(8)
-#: Places of the numbers.
-REST, THRESHOLD, RESET, SHARPNESS, LEAK, FACTOR = (tl.constexpr(place) for place in range(6))
+# Triton compares every global that a kernel reads at every launch, so the kernels read none.
+
+
+@triton.jit
+def _block(plan, b):
+    """What block ``b`` is, in the order of ``engine.gpu``'s plan."""
+    row = plan + b * 8
+    first, last, place, low = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    folds, read, until, into = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
+    return first, last, place, low, folds, read, until, into
+
+
+@triton.jit
+def _neuron(numbers):
+    """Rest, threshold, reset, sharpness of the surrogate, leak of the charge, and leak of its gradient."""
+    rest, threshold, reset = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
+    sharpness, leak, fraction = tl.load(numbers + 3), tl.load(numbers + 4), tl.load(numbers + 5)
+    return rest, threshold, reset, sharpness, leak, fraction
 
 
 @triton.jit
 def _older(
-    sums, rows, begin, end, weights, lag, step, inside, limit, channels, column, n, at, lane,
-    WINDOW: tl.constexpr,
-):  # fmt: skip
-    """``sums[i] += W[lag[i] + step r] rows[begin + r]`` for every row up to ``end``, where ``inside[i]``."""
-    for row in range(begin, end):
-        u = tl.load(rows + row * n + at, mask=lane, other=0.0)
-        reached = lag + step * (row - begin)
-        known = inside & (reached < limit) if WINDOW else inside
-        w = tl.load(weights + reached[:, None] * channels + column, mask=known[:, None], other=0.0)
-        sums = tl.fma(w, u[None, :], sums)
+    sums, rows, begin, end, weights, lag, channels, n, at, lane, STEP: tl.constexpr, SIZE: tl.constexpr
+):
+    """``sums[i] += W[lag + STEP (r - i)] rows[begin + r]`` for every row up to ``end``.
+
+    ``STEP`` is 1 for rows that are read away from the block, -1 for rows that are read towards it.
+    """
+    GROUP: tl.constexpr = SIZE // 2  # rows that are read together: so many loads are under way at once
+    row = rows + begin * n + at
+    for first in range(begin, end, GROUP):
+        read = ()
+        for r in tl.static_range(GROUP):
+            known = at < tl.where(first + r < end, n, 0)
+            read = read + (tl.load(row, mask=known, other=0.0),)
+            row += n
+        # Steps and rows that are equally far apart share a weight.
+        nearest = weights + (lag + STEP * (first - begin)) * channels
+        shared = ()
+        for apart in tl.static_range(GROUP + SIZE - 1):
+            shared = shared + (tl.load(nearest + STEP * (apart - (SIZE - 1)) * channels),)
+        for r in tl.static_range(GROUP):
+            added = ()
+            for i in tl.static_range(SIZE):
+                added = added + (tl.fma(shared[r - i + SIZE - 1], read[r], sums[i]),)
+            sums = added
     return sums
 
 
 @triton.jit
-def _inside(sums, u, weights, lag, inside, limit, channels, column, WINDOW: tl.constexpr):
-    """``sums[i] += W[lag[i]] u`` where a step of the block is reached by this one."""
-    known = inside & (lag >= 0)
-    if WINDOW:
-        known = known & (lag < limit)
-    w = tl.load(weights + lag[:, None] * channels + column, mask=known[:, None], other=0.0)
-    return tl.fma(w, u[None, :], sums)
+def _between(weights, channels, SIZE: tl.constexpr):
+    """The weights between the steps of a block: ``W[0] ... W[SIZE - 2]``."""
+    found = ()
+    for lag in tl.static_range(SIZE - 1):
+        found = found + (tl.load(weights + lag * channels),)
+    return found
+
+
+@triton.jit
+def _taken(sums, traces, readout, place, last, count, channels, read, n, at, lane, SIZE: tl.constexpr):
+    """``sums[i] += R[place + i, p] z_p`` for all traces; places up to ``last`` are there."""
+    for p in range(0, read):
+        z = tl.load(traces + p * n + at, mask=lane, other=0.0)
+        added = ()
+        for i in tl.static_range(SIZE):
+            there = tl.minimum(place + i, last)
+            added = added + (tl.fma(tl.load(readout + (there * count + p) * channels), z, sums[i]),)
+        sums = added
+    return sums
 
 
 @triton.jit
 def _fold(traces, rows, top, decay, inject, read, n, at, lane, SIZE: tl.constexpr):
     """``z <- decay z + inject rows`` for the ``SIZE`` rows from ``top`` on."""
-    i = tl.arange(0, SIZE)
-    u = tl.load(rows + (top + i)[:, None] * n + at[None, :], mask=lane[None, :], other=0.0)
+    u = ()
+    for i in tl.static_range(SIZE):
+        u = u + (tl.load(rows + (top + i) * n + at, mask=lane, other=0.0),)
     for p in range(0, read):
+        added = tl.load(inject + p * SIZE) * u[0]
+        for i in tl.static_range(1, SIZE):
+            added = tl.fma(tl.load(inject + p * SIZE + i), u[i], added)
         z = tl.load(traces + p * n + at, mask=lane, other=0.0)
-        added = tl.sum(tl.load(inject + p * SIZE + i)[:, None] * u, 0)
-        tl.store(traces + p * n + at, tl.load(decay + p) * z + added, mask=lane)
+        tl.store(traces + p * n + at, tl.fma(tl.load(decay + p), z, added), mask=lane)
 
 
 @triton.jit
 def _unfold(traces, into, top, decay, inject, read, n, at, lane, SIZE: tl.constexpr):
     """The adjoint of :func:`_fold`: what the rows from ``top`` on got, where they are of the run."""
-    i = tl.arange(0, SIZE)
-    found = tl.zeros([SIZE, at.shape[0]], dtype=into.dtype.element_ty)
+    found = ()
+    for i in tl.static_range(SIZE):
+        found = found + (tl.zeros([at.shape[0]], dtype=into.dtype.element_ty),)
     for p in range(0, read):
         z = tl.load(traces + p * n + at, mask=lane, other=0.0)
-        found = tl.fma(tl.load(inject + p * SIZE + i)[:, None], z[None, :], found)
+        added = ()
+        for i in tl.static_range(SIZE):
+            added = added + (tl.fma(tl.load(inject + p * SIZE + i), z, found[i]),)
+        found = added
         tl.store(traces + p * n + at, tl.load(decay + p) * z, mask=lane)
-    reached = (top + i >= 0)[:, None] & lane[None, :]
-    tl.store(into + (top + i)[:, None] * n + at[None, :], found, mask=reached)
+    for i in tl.static_range(SIZE):
+        tl.store(into + (top + i) * n + at, found[i], mask=at < tl.where(top + i >= 0, n, 0))
 
 
 @triton.jit
@@ -128,133 +179,154 @@ def _slope(z, a, KIND: tl.constexpr):
     return slope
 
 
-@triton.jit(do_not_specialize=["blocks", "entering", "limit"])
+@triton.jit(do_not_specialize=["blocks", "entering"])
 def forward(
     x, v0, start, rows, traces, plan, weights, gain, readout, decay, inject, factor, numbers, spikes, h_seq,
-    v_seq, marks, v_last, blocks, entering, limit, count_traces, n, inner, channels,
+    v_seq, marks, v_last, blocks, entering, count_traces, n, inner, channels,
     FORM: tl.constexpr, LEARNED: tl.constexpr, STRICT: tl.constexpr, HARD: tl.constexpr,
     KEEP_H: tl.constexpr, KEEP_V: tl.constexpr, KEEP_MARKS: tl.constexpr, CHANNELS: tl.constexpr,
-    WINDOW: tl.constexpr, TRACED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    TRACED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """All steps; ``rows [entering + T, n]`` holds the past and receives the new rows, ``traces`` is updated.
 
-    Where rows are folded, ``traces`` holds what was folded before, or zeros.
+    Where rows are folded, ``traces`` holds what was folded before, or zeros. ``weights`` begin with
+    ``W[0]``; zeros lie before them and behind, where blocks and groups reach further than the sums.
     """
-    at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    at = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     lane = at < n
-    i = tl.arange(0, SIZE)
     channel = (at // inner) % channels
-    column = channel[None, :] if CHANNELS else 0  # weights [SIZE, WIDTH], each neuron its own; or [SIZE, 1]
-    rest, threshold, reset = tl.load(numbers + REST), tl.load(numbers + THRESHOLD), tl.load(numbers + RESET)
-    leak = tl.load(numbers + LEAK)
+    if CHANNELS:  # numbers are read by the vector, to each neuron its own; else one for all
+        weights, readout = weights + channel, readout + channel
+    rest, threshold, reset, _, leak, _ = _neuron(numbers)
     if LEARNED:
         leak = tl.load(factor)
         if FORM == "short":
             leak = 1.0 - leak
     bracket = tl.load(gain + channel) - 1.0
+    between = _between(weights, channels, SIZE)
     v = tl.load(v0 + at, mask=lane, other=0.0)
     begun = tl.load(start + at, mask=lane, other=0.0)
     for b in range(0, blocks):
-        block = plan + b * COLUMNS
-        first, last, place = tl.load(block + FIRST), tl.load(block + LAST), tl.load(block + PLACE)
-        low, read = tl.load(block + LOW), tl.load(block + READ)
-        inside = first + i < last
-        sums = tl.zeros([SIZE, WIDTH], dtype=v.dtype)
+        first, last, place, low, folds, read, _, _ = _block(plan, b)
+        inputs, sums, here = (), (), x + first * n + at
+        for i in tl.static_range(SIZE):
+            own = at < tl.where(first + i < last, n, 0)
+            inputs = inputs + (tl.load(here, mask=own, other=0.0),)
+            here += n
+            sums = sums + (tl.zeros([WIDTH], dtype=v.dtype),)
         tl.debug_barrier()  # rows and traces of the blocks before
         if TRACED:
-            folds = tl.load(block + FOLDS)
             for j in range(0, folds):
                 _fold(traces, rows, low - (folds - j) * SIZE, decay, inject, read, n, at, lane, SIZE)
                 tl.debug_barrier()
-            for p in range(0, read):
-                z = tl.load(traces + p * n + at, mask=lane, other=0.0)
-                taken = tl.load(
-                    readout + ((place + i)[:, None] * count_traces + p) * channels + column,
-                    mask=inside[:, None], other=0.0,
-                )  # fmt: skip
-                sums = tl.fma(taken, z[None, :], sums)
+            end = place + last - first - 1
+            sums = _taken(sums, traces, readout, place, end, count_traces, channels, read, n, at, lane, SIZE)
         end = entering + first
-        lag = end - 1 - low + i
-        sums = _older(
-            sums, rows, low, end, weights, lag, -1, inside, limit, channels, column, n, at, lane, WINDOW
-        )  # fmt: skip
-        for k in range(first, last):
-            total = tl.sum(tl.where((i == k - first)[:, None], sums, 0.0), 0)
-            c = _charge(v, tl.load(x + k * n + at, mask=lane, other=0.0), leak, rest, FORM)
-            h = c + bracket * (c - v) - total
+        sums = _older(sums, rows, low, end, weights, end - 1 - low, channels, n, at, lane, -1, SIZE)
+        to = first * n + at.to(tl.int64)
+        into_rows, into_spikes = rows + entering * n + to, spikes + to
+        into_h, into_v, into_marks = h_seq + to, v_seq + to, marks + to
+        for j in tl.static_range(SIZE):
+            there = first + j < last
+            own = at < tl.where(there, n, 0)
+            c = _charge(v, inputs[j], leak, rest, FORM)
+            h = c + bracket * (c - v) - sums[j]
             fired = h > threshold if STRICT else h >= threshold
             s = fired.to(h.dtype)
-            v = (1.0 - s) * h + s * reset if HARD else h - s * threshold
+            v = tl.where(there, (1.0 - s) * h + s * reset if HARD else h - s * threshold, v)
             u = v - begun
-            tl.store(rows + (entering + k) * n + at, u, mask=lane)
-            tl.store(spikes + k * n + at, s, mask=lane)
+            tl.store(into_rows, u, mask=own)
+            tl.store(into_spikes, s, mask=own)
+            into_rows += n
+            into_spikes += n
             if KEEP_H:
-                tl.store(h_seq + k * n + at, h, mask=lane)
+                tl.store(into_h, h, mask=own)
+                into_h += n
             if KEEP_V:
-                tl.store(v_seq + k * n + at, v, mask=lane)
+                tl.store(into_v, v, mask=own)
+                into_v += n
             if KEEP_MARKS:
-                tl.store(marks + k * n + at, fired.to(tl.uint8), mask=lane)
-            sums = _inside(sums, u, weights, i - (k - first) - 1, inside, limit, channels, column, WINDOW)
+                tl.store(into_marks, fired.to(tl.uint8), mask=own)
+                into_marks += n
+            added = ()
+            for i in tl.static_range(SIZE):
+                added = added + ((tl.fma(between[i - j - 1], u, sums[i]) if i > j else sums[i]),)
+            sums = added
     tl.store(v_last + at, v, mask=lane)
 
 
-@triton.jit(do_not_specialize=["blocks", "entering", "limit", "steps"])
+@triton.jit(do_not_specialize=["blocks", "entering", "steps"])
 def backward(
     h_seq, rows, start, marks, v_last, plan, weights, gain, readout, decay, inject, factor, numbers, grad_s,
-    grad_v, traces, grad_x, delta, blocks, steps, entering, limit, count_traces, n, inner, channels,
+    grad_v, traces, grad_x, delta, blocks, steps, entering, count_traces, n, inner, channels,
     LEARNED: tl.constexpr, DECAYED: tl.constexpr, STRICT: tl.constexpr, HARD: tl.constexpr,
     DETACH: tl.constexpr, KIND: tl.constexpr, REBUILD: tl.constexpr, HAS_S: tl.constexpr,
-    HAS_V: tl.constexpr, HANDED: tl.constexpr, CHANNELS: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_V: tl.constexpr, HANDED: tl.constexpr, CHANNELS: tl.constexpr,
     TRACED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The adjoint recursion: ``grad_x`` and the adjoints ``delta`` of all steps.
 
     ``traces`` holds minus the adjoint of the traces handed on and is used up. Before its step is done, a
     place of ``delta`` holds minus what its row got otherwise than from later steps of the run: from the
-    traces it was folded into (``INTO`` in the plan says whether) and, with ``HANDED``, as a row that was
+    traces it was folded into (``into`` in the plan says whether) and, with ``HANDED``, as a row that was
     handed on. With ``REBUILD`` the charged potentials follow from what a soft reset left of them.
     """
-    at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    at = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     lane = at < n
-    i = tl.arange(0, SIZE)
     channel = (at // inner) % channels
-    column = channel[None, :] if CHANNELS else 0
-    threshold, reset = tl.load(numbers + THRESHOLD), tl.load(numbers + RESET)
-    sharpness = tl.load(numbers + SHARPNESS)
-    fraction = tl.load(factor) if LEARNED else tl.load(numbers + FACTOR)
+    if CHANNELS:
+        weights, readout = weights + channel, readout + channel
+    _, threshold, reset, sharpness, _, fraction = _neuron(numbers)
+    if LEARNED:
+        fraction = tl.load(factor)
     g = tl.load(gain + channel)
     carried = g * (1.0 - fraction) + (1.0 - g)
     to_input = g * fraction if DECAYED else g
+    between = _between(weights, channels, SIZE)
     begun = tl.load(start + at, mask=lane, other=0.0)
+    newest = tl.load(v_last + at, mask=lane, other=0.0) if REBUILD else begun
     # Minus what a step's potential got from the step after it.
     ahead = -tl.load(grad_v + at, mask=lane, other=0.0) if HAS_V else tl.zeros_like(begun)
     for back in range(0, blocks):
-        block = plan + (blocks - 1 - back) * COLUMNS
-        first, last, place = tl.load(block + FIRST), tl.load(block + LAST), tl.load(block + PLACE)
-        low, read, until = tl.load(block + LOW), tl.load(block + READ), tl.load(block + UNTIL)
-        folded = at < n * tl.load(block + INTO)  # all neurons or none
-        inside = first + i < last
-        sums = tl.zeros([SIZE, WIDTH], dtype=begun.dtype)
+        first, last, place, low, folds, read, until, into = _block(plan, blocks - 1 - back)
         tl.debug_barrier()  # adjoints of the blocks behind
-        lag = last - 1 - first - i
-        sums = _older(
-            sums, delta, last, until, weights, lag, 1, inside, limit, channels, column, n, at, lane, WINDOW
-        )  # fmt: skip
-        for back_k in range(first, last):
-            k = first + last - 1 - back_k
-            total = ahead + tl.sum(tl.where((i == k - first)[:, None], sums, 0.0), 0)
-            if HANDED:
-                total += tl.load(delta + k * n + at, mask=lane, other=0.0)
-            elif TRACED:
-                total += tl.load(delta + k * n + at, mask=folded, other=0.0)
+        to = first * n + at.to(tl.int64)
+        from_rows, from_marks, from_h = rows + entering * n + to, marks + to, h_seq + to
+        from_s, from_delta = grad_s + to, delta + to
+        charged, arriving, got, sums = (), (), (), ()
+        for i in tl.static_range(SIZE):
+            own = at < tl.where(first + i < last, n, 0)
             if REBUILD:
+                left = tl.load(from_rows, mask=own, other=0.0) + begun
                 # The newest row may have been overwritten by a potential set by hand.
-                newest = k == steps - 1
-                h = tl.load(rows + (entering + k) * n + at, mask=lane, other=0.0) + begun
-                h = tl.where(newest, tl.load(v_last + at, mask=lane, other=0.0), h)
-                h += tl.where(tl.load(marks + k * n + at, mask=lane, other=0) > 0, threshold, 0.0)
+                left = tl.where(first + i == steps - 1, newest, left)
+                left += tl.where(tl.load(from_marks, mask=own, other=0) > 0, threshold, 0.0)
+                from_rows += n
+                from_marks += n
             else:
-                h = tl.load(h_seq + k * n + at, mask=lane, other=0.0)
+                left = tl.load(from_h, mask=own, other=0.0)
+                from_h += n
+            charged = charged + (left,)
+            if HAS_S:
+                arriving = arriving + (tl.load(from_s, mask=own, other=0.0),)
+                from_s += n
+            if HANDED:
+                got = got + (tl.load(from_delta, mask=own, other=0.0),)
+            elif TRACED:
+                some = at < tl.where((first + i < last) & (into > 0), n, 0)
+                got = got + (tl.load(from_delta, mask=some, other=0.0),)
+            from_delta += n
+            sums = sums + (tl.zeros([WIDTH], dtype=begun.dtype),)
+        sums = _older(sums, delta, last, until, weights, last - 1 - first, channels, n, at, lane, 1, SIZE)
+        into_delta, into_x = delta + to + (SIZE - 1) * n, grad_x + to + (SIZE - 1) * n
+        adjoints = ()
+        for j in tl.static_range(SIZE - 1, -1, -1):
+            there = first + j < last
+            own = at < tl.where(there, n, 0)
+            total = ahead + sums[j]
+            if HANDED or TRACED:
+                total += got[j]
+            h = charged[j]
             slope = _slope(h - threshold, sharpness, KIND)
             if HARD:
                 if STRICT:
@@ -270,23 +342,26 @@ def backward(
             else:
                 d = (threshold * slope - 1.0) * total
             if HAS_S:
-                d += slope * tl.load(grad_s + k * n + at, mask=lane, other=0.0)
-            tl.store(delta + k * n + at, d, mask=lane)
-            tl.store(grad_x + k * n + at, to_input * d, mask=lane)
-            ahead = -carried * d
-            sums = _inside(sums, d, weights, (k - first) - 1 - i, inside, limit, channels, column, WINDOW)
+                d += slope * arriving[j]
+            d = tl.where(there, d, 0.0)
+            tl.store(into_delta, d, mask=own)
+            tl.store(into_x, to_input * d, mask=own)
+            into_delta -= n
+            into_x -= n
+            ahead = tl.where(there, -carried * d, ahead)
+            added = ()
+            for i in tl.static_range(SIZE):
+                added = added + ((tl.fma(between[j - 1 - i], d, sums[i]) if i < j else sums[i]),)
+            sums = added
+            adjoints = (d,) + adjoints
         if TRACED:
-            tl.debug_barrier()  # adjoints of this block, and what later ones left in the traces
-            own = inside[:, None] & lane[None, :]
-            d = tl.load(delta + (first + i)[:, None] * n + at[None, :], mask=own, other=0.0)
             for p in range(0, read):
-                taken = tl.load(
-                    readout + ((place + i)[:, None] * count_traces + p) * channels + column,
-                    mask=inside[:, None], other=0.0,
-                )  # fmt: skip
                 z = tl.load(traces + p * n + at, mask=lane, other=0.0)
-                tl.store(traces + p * n + at, z + tl.sum(taken * d, 0), mask=lane)
-            for j in range(0, tl.load(block + FOLDS)):
+                for i in tl.static_range(SIZE):
+                    taken = place + tl.minimum(i, last - first - 1)
+                    z = tl.fma(tl.load(readout + (taken * count_traces + p) * channels), adjoints[i], z)
+                tl.store(traces + p * n + at, z, mask=lane)
+            for j in range(0, folds):
                 tl.debug_barrier()
                 _unfold(
                     traces, delta, low - (j + 1) * SIZE - entering, decay, inject, read, n, at, lane, SIZE

@@ -40,7 +40,7 @@ class Source:
     """What tells the numbers of one kernel from those of another; engines keep their form of them here."""
 
     def __init__(self) -> None:
-        self.arrays: dict[bool, Any] = {}
+        self.arrays: dict[Any, Any] = {}
 
 
 class Kernel(NamedTuple):

@@ -371,7 +371,9 @@ def _fused_backward(
     )  # fmt: skip
     grad_v_in = grad_past = grad_traces_in = grad_gain = grad_weights = grad_readout = None
     grad_params: tuple[Tensor | None, ...] = (None,) * len(params)
-    leak = params[0].detach() if code.leak == "multiply" else kernel.gain.new_tensor(_leak_number(code))
+    leak = kernel.gain  # not read
+    if past_wanted or levers is not None:
+        leak = params[0].detach() if code.leak == "multiply" else leak.new_tensor(_leak_number(code))
     if past_wanted and delta is not None:
         grad_past, grad_traces_in = past_gradients(
             kernel, delta, entering, past.traces, past.reach, past.channel_dim, grad_rows, first_handed,
