@@ -61,7 +61,10 @@ def scannable(function: object) -> bool:
     return (
         isinstance(function, nn.Module)
         and (_own_class(function) in _ELEMENTWISE or type(function) is Surrogate)
-        and not any(isinstance(getattr(function, n, None), Tensor) for n in _SETTINGS[type(function).__name__])
+        and not any(
+            isinstance(getattr(function, setting, None), Tensor)
+            for setting in _SETTINGS[type(function).__name__]
+        )
         and not any(True for _ in function.parameters())
         and not (function._forward_hooks or function._forward_pre_hooks)
         and not (function._backward_hooks or function._backward_pre_hooks)

@@ -10,6 +10,7 @@ learned is read by the kernel.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ def missing() -> str:
     """Why the engine is not available; empty if it is."""
     if importlib.util.find_spec("triton") is None:
         return 'triton is not installed: pip install "spikede-plugins[gpu]"'
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
+        return f"triton {version} has no tuples, in which the kernels keep their sums: 3.3 or newer has"
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET", "0") != "1":
         return "there is no CUDA device"
     try:

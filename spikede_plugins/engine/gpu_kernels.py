@@ -197,7 +197,7 @@ def forward(
     channel = (at // inner) % channels
     if CHANNELS:  # numbers are read by the vector, to each neuron its own; else one for all
         weights, readout = weights + channel, readout + channel
-    rest, threshold, reset, _, leak, _ = _neuron(numbers)
+    rest, threshold, reset, _sharpness, leak, _fraction = _neuron(numbers)
     if LEARNED:
         leak = tl.load(factor)
         if FORM == "short":
@@ -207,7 +207,7 @@ def forward(
     v = tl.load(v0 + at, mask=lane, other=0.0)
     begun = tl.load(start + at, mask=lane, other=0.0)
     for b in range(0, blocks):
-        first, last, place, low, folds, read, _, _ = _block(plan, b)
+        first, last, place, low, folds, read, _until, _into = _block(plan, b)
         inputs, sums, here = (), (), x + first * n + at
         for i in tl.static_range(SIZE):
             own = at < tl.where(first + i < last, n, 0)
@@ -276,7 +276,7 @@ def backward(
     channel = (at // inner) % channels
     if CHANNELS:
         weights, readout = weights + channel, readout + channel
-    _, threshold, reset, sharpness, _, fraction = _neuron(numbers)
+    _rest, threshold, reset, sharpness, _leak, fraction = _neuron(numbers)
     if LEARNED:
         fraction = tl.load(factor)
     g = tl.load(gain + channel)
