@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -48,6 +49,16 @@ def test_no_more_is_kept_than_the_limit(monkeypatch):
     monkeypatch.setenv("SPIKEDE_BUFFER_MB", "0")
     buffers.empty(SHAPE, like)
     assert buffers.kept_bytes() == 0
+
+
+def test_the_limit_is_an_eighth_of_the_memory_unless_another_is_set(monkeypatch):
+    monkeypatch.delenv("SPIKEDE_BUFFER_MB", raising=False)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < buffers._limit() <= machine // 8
+    monkeypatch.setenv("SPIKEDE_BUFFER_MB", "many")
+    assert 0 < buffers._limit() <= machine // 8
+    monkeypatch.setenv("SPIKEDE_BUFFER_MB", "7")
+    assert buffers._limit() == 7 << 20
 
 
 def test_sizes_of_no_more_use_make_room(monkeypatch):
