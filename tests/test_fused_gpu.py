@@ -88,8 +88,7 @@ def test_what_is_missing_is_said(monkeypatch):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("dtype", [F32, F64], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize(("on", "dtype"), [(False, F32), (True, F64)], ids=["least, fp32", "all, fp64"])
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_the_kernels_compile(monkeypatch, tmp_path, name, on, dtype):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
