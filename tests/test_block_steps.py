@@ -195,6 +195,16 @@ def test_a_start_of_zeros_is_one_number():
     assert history.start.untyped_storage().nbytes() == 8 and history.start.shape == SHAPE
 
 
+def test_a_start_that_is_one_number_for_all_neurons_is_that_number(engine):
+    """Its strides are those of the one zero above, but it is not zero."""
+    operator = make_operator("full")
+    x, _ = make_input(20)
+    rest = torch.tensor(-0.7, dtype=torch.float64)
+    found, *_ = march(operator, x, rest.expand(SHAPE))
+    expected, *_ = march(operator, x, rest.repeat(SHAPE))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("memory", ["full", "soe"])
 def test_float32_and_half_precision_charges(engine, memory):
     operator = FractionalOperator(FractionalOrder(0.6), GrunwaldLetnikov(), as_memory(memory))

@@ -192,6 +192,11 @@ def _row(t: Tensor) -> Any:
     return t.detach().contiguous().view(-1).numpy()
 
 
+def _one_zero(start: Tensor) -> bool:
+    """Whether it is one zero for all neurons, as ``Step`` writes a start of zeros: then nothing is read."""
+    return not any(start.stride()) and start.numel() > 0 and start.detach().as_strided((), ()).item() == 0.0
+
+
 _NO_MARKS = torch.empty((0, 0), dtype=torch.uint8).numpy()
 #: Up to so many steps at a time read the sums over what is older than their block from where the first of the
 #: block left them.
@@ -416,7 +421,7 @@ def step(
     h = torch.empty(v.shape, dtype=v.dtype)
     total = torch.empty(v.shape, dtype=v.dtype) if keep_sum else None
     at_v, c = _row(v), _row(charged.to(v.dtype))
-    zero = not any(start.stride())  # see Step.charge
+    zero = _one_zero(start)
     _run(
         k.step, _tiles(v.shape, kernel, channel_dim, _STEP_ROWS), v.numel() * (place + 4),
         c, at_v, at_v if origin is None else _row(origin),
@@ -471,7 +476,7 @@ def fire_step(
     k, numbers = _kernels(), _numbers(kernel, False)
     number = numbers.weights.dtype.type
     spikes, h = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
-    at_v, zero = _row(v), not any(start.stride())
+    at_v, zero = _row(v), _one_zero(start)
     _run(
         k.fire_step, _tiles(v.shape, kernel, channel_dim, _STEP_ROWS), v.numel() * (place + 8),
         _row(x), at_v, at_v if zero else _row(start), not zero, rows.view(place, v.numel()).numpy(),
