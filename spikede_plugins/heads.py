@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spikede_plugins.errors import OptionError
 from spikede_plugins.neurons import current_driver
+from spikede_plugins.uncompiled import uncompiled
 
 
 class VotingLayer(nn.Module):
@@ -55,6 +56,7 @@ class ClassificationHead(nn.Module):
         self.embed_dims, self.num_classes = embed_dims, num_classes
         self.head = nn.Linear(embed_dims, num_classes) if num_classes > 0 else nn.Identity()
 
+    @uncompiled
     def forward(self, x: Tensor) -> Tensor:
         driver = current_driver()
         unfold = getattr(driver, "unfold_time", None)  # time lies in the batch

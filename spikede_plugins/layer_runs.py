@@ -27,6 +27,7 @@ from spikede_plugins.engine import (
 from spikede_plugins.errors import OptionError, StateError
 from spikede_plugins.neurons import BaseNeuron, current_driver, driven_by
 from spikede_plugins.solvers.base import CorrectorSolver
+from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
 
 _CHANGED = "the model called other neurons than before; which it calls must not depend on values."
 DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -46,6 +47,7 @@ class FrameworkNeuron(nn.Module):
         except AttributeError:  # what a model looks up of its neuron
             return getattr(super().__getattr__("neuron"), name)
 
+    @uncompiled
     def forward(self, x: Tensor) -> Tensor:
         driver = current_driver()
         if driver is None:
@@ -84,11 +86,13 @@ class Run:
 
 
 class GridRun(Run):
-    """Each neuron runs all T steps from 0, with its own operator."""
+    """Each neuron runs all T steps from 0, by its own operator; ``rows`` of the output are wanted, or all."""
 
-    def __init__(self, steps: int, batch: int, operators: dict[int, FractionalOperator]) -> None:
+    def __init__(
+        self, steps: int, batch: int, operators: dict[int, FractionalOperator], rows: Tensor | None
+    ) -> None:
         super().__init__(steps, batch)
-        self.operators = operators
+        self.operators, self.rows = operators, rows
 
     def __call__(self, layer: Layer, current: Tensor) -> Tensor:
         x_seq = self.unfold_time(current)
@@ -226,6 +230,7 @@ class Masks:
                 handle.remove()
 
 
+@uncompiled_alone
 def call_base(base: nn.Module, run: Run, x: Tensor, masks: Masks | None) -> Any:
     """``base(x)``, its neurons run by ``run``."""
     with driven_by(run), contextlib.nullcontext() if masks is None else masks.held():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from spikede_plugins.engine import AffineCode, ElementwiseNeuron, affine_neuron
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, UnknownNameError, nearest
 from spikede_plugins.surrogate import spike, surrogate_name
+from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
 
 #: What runs the neurons of a model: from a neuron and its input current to its spikes.
 Driver = Callable[["BaseNeuron", Tensor], Tensor]
@@ -56,21 +57,27 @@ Dynamics = Callable[..., Any]
 def _like_a_layer(dynamics: Dynamics) -> Dynamics:
     """``forward`` of a neuron: its dynamics, or, called with its input alone, its spikes."""
 
+    @uncompiled_alone
     @functools.wraps(dynamics)
     def forward(self: BaseNeuron, v_mem: Tensor, current_input: Tensor | None = None) -> Any:
         if current_input is not None:
             return dynamics(self, v_mem, current_input)
-        driver = current_driver()
-        if driver is None:
-            raise StateError(
-                f"{type(self).__name__} was called with its input alone, but nothing runs it: call the model "
-                "through SNNWrapper(model, ...), or the neuron as neuron(v_mem, current_input). (In backward "
-                'of a model that checkpoints parts of itself: integrator="fdeint_adjoint" does that.)'
-            )
-        return driver(self, v_mem)
+        return _as_layer(self, v_mem)
 
     forward._spikede_layer = True  # type: ignore[attr-defined]
     return forward
+
+
+@uncompiled
+def _as_layer(neuron: BaseNeuron, x: Tensor) -> Tensor:
+    driver = current_driver()
+    if driver is None:
+        raise StateError(
+            f"{type(neuron).__name__} was called with its input alone, but nothing runs it: call the model "
+            "through SNNWrapper(model, ...), or the neuron as neuron(v_mem, current_input). (In backward "
+            'of a model that checkpoints parts of itself: integrator="fdeint_adjoint" does that.)'
+        )
+    return driver(neuron, x)
 
 
 def number(value: Any, what: str, *, positive: bool = True) -> float:

@@ -18,7 +18,8 @@ multi-step frameworks do. Where the network is evaluated at single times (torchd
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ from spikede_plugins.registry import adapters_in_use, available_solvers, get_sol
 from spikede_plugins.sample_times import blur_of, rows_of, sample_times, time_points, uniform_step
 from spikede_plugins.solvers.base import CorrectorSolver, Solver
 from spikede_plugins.tree import copy_model, find_neurons, replace_modules
+from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
 
 INTEGRATORS = ("odeint", "odeint_adjoint", "fdeint", "fdeint_adjoint")
 DROPOUTS = ("step", "sequence")
@@ -333,6 +335,7 @@ class SNNWrapper(nn.Module):
         replica._operators = {}  # found by the neurons' identity
         return replica
 
+    @uncompiled_alone
     def forward(
         self,
         x: Tensor,
@@ -357,6 +360,17 @@ class SNNWrapper(nn.Module):
             OptionError, OptionTypeError, UnknownNameError: for arguments that cannot be used.
             MissingExtraError: for a method of torchdiffeq without torchdiffeq.
         """
+        run, masks = self._begin(x, x_time, output_time, method, options)
+        if not isinstance(run, GridRun):
+            return run()
+        return self._end(run, call_base(self.base, run, x.flatten(0, 1), masks))
+
+    @uncompiled
+    def _begin(
+        self, x: Tensor, x_time: Any, output_time: Any, method: str | Solver | None,
+        options: dict[str, Any] | None,
+    ) -> tuple[GridRun | Callable[[], Any], Masks | None]:  # fmt: skip
+        """The run of the layers on a grid, or what runs the network otherwise; and the masks of dropout."""
         way = _way(
             self.integrator, self.method if method is None else method,
             {**self.options, **_as_options(options)},
@@ -382,17 +396,22 @@ class SNNWrapper(nn.Module):
                 'method="euler" or one of torchdiffeq\'s, which take any, or resample the input.'
             )
         if way.solver is None and (way.method != "euler" or step is None or way.adjoint):
-            return self._by_torchdiffeq(x, times, wanted, blur, way, masks, output_time is not None)
+            chosen = output_time is not None
+            return partial(self._by_torchdiffeq, x, times, wanted, blur, way, masks, chosen), None
         rows = rows_of(wanted, times[:steps], blur)
         operators = self._operators_for(way, 1.0 if step is None else step)
         if way.adjoint:
-            return self._by_adjoint(x, times, rows, way, operators, masks)
-        run = GridRun(steps, batch, operators)
-        out = run.output(call_base(self.base, run, x.flatten(0, 1), masks))
-        if rows is None:
+            return partial(self._by_adjoint, x, times, rows, way, operators, masks), None
+        return GridRun(steps, batch, operators, rows), masks
+
+    @uncompiled
+    def _end(self, run: GridRun, out: Any) -> Any:
+        """The output at the times wanted, with time unfolded."""
+        out = run.output(out)
+        if run.rows is None:
             return out
         _refuse_times(run)
-        return each(out, lambda t: t[rows] if t.dim() else t)
+        return each(out, lambda t: t[run.rows] if t.dim() else t)
 
     def _operators_for(self, way: _Way, step: float) -> dict[int, FractionalOperator]:
         """For each neuron its order bound to the solver, the memory and the step."""
@@ -439,6 +458,7 @@ class SNNWrapper(nn.Module):
                 buffer.copy_(value)
         return tuple(run.rates), run.called
 
+    @uncompiled
     def _by_torchdiffeq(
         self, x: Tensor, times: Tensor, wanted: Tensor, blur: float, way: _Way, masks: Masks | None,
         chosen: bool,
@@ -501,6 +521,7 @@ class SNNWrapper(nn.Module):
         run = StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
         return run.output(call_base(self.base, run, x.flatten(0, 1), masks)), run
 
+    @uncompiled
     def _by_adjoint(
         self, x: Tensor, times: Tensor, rows: Tensor | None, way: _Way,
         operators: dict[int, FractionalOperator], masks: Masks | None,
