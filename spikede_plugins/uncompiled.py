@@ -37,7 +37,7 @@ def uncompiled(function: F, recursive: bool = True) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if _untold and "torch._dynamo" in sys.modules:
-            _tell()
+            torch.compiler.disable(_tell)()
         return chosen[0](*args, **kwargs)
 
     _untold.append(tell)

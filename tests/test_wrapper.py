@@ -582,9 +582,9 @@ def test_the_adjoint_gives_the_same_and_keeps_less():
 
 
 @pytest.mark.parametrize("integrator", ["fdeint", "odeint", "fdeint_adjoint"])
-def test_compiles_for_any_number_of_steps(integrator):
-    """The model between its neurons is compiled; another length neither fails nor changes a spike."""
-    x, times = sample(steps=20, dtype=torch.float32)
+def test_compiles_for_any_length_and_step(integrator):
+    """The model between its neurons is compiled; another length or step neither fails nor changes a spike."""
+    x, _ = sample(steps=20, dtype=torch.float32)
     net = SNNWrapper(Mlp(), integrator, alpha=0.6, method="euler" if integrator == "odeint" else "gl")
     graphs = []
 
@@ -593,8 +593,9 @@ def test_compiles_for_any_number_of_steps(integrator):
         return graph
 
     compiled = torch.compile(net, backend=count)
-    for steps in (12, 6, 20, 12):
-        expected, out = net(x[:steps], times[:steps]), compiled(x[:steps], times[:steps])
+    for steps, h in ((12, 1.0), (12, 0.1), (12, 0.02), (6, 1.0), (20, 0.3), (12, 1.0)):
+        times = h * torch.arange(steps)
+        expected, out = net(x[:steps], times), compiled(x[:steps], times)
         assert torch.equal(out, expected)
         (a,) = torch.autograd.grad(out.sum(), net.base.fc1.weight)
         (b,) = torch.autograd.grad(expected.sum(), net.base.fc1.weight)
