@@ -16,7 +16,7 @@ import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import against_integer
 import continuous_time
@@ -24,7 +24,8 @@ import limits
 import long_runs
 import on_gpu
 import torch
-from measure import Group, Row, Setting, reached
+from measure import Row, Setting, reached
+from tables import Column, Table, document, time_text, value_of
 
 from spikede_plugins.engine import cpu
 
@@ -32,17 +33,11 @@ JOBS: dict[str, Callable[..., Any]] = {
     "layer_peak": against_integer.layer_peak,
     "single_steps": long_runs.single_steps,
     "wrapper_peak": continuous_time.wrapper_peak,
+    "wrapper_times": continuous_time.wrapper_times,
 }
 
 
 # -- how numbers are written ----------------------------------------------------------------------
-
-
-def time_text(seconds: float) -> str:
-    """Three digits, in ms below a second."""
-    value, unit = (seconds, "s") if seconds >= 1.0 else (1e3 * seconds, "ms")
-    places = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{places}f} {unit}"
 
 
 def ratio_text(value: float) -> str:
@@ -76,28 +71,12 @@ def count_text(value: float) -> str:
     return f"{scaled:.{2 if scaled < 10 else 0}f} {prefix}"
 
 
-class Column(NamedTuple):
-    """One column of a table: its header, the number it shows, and how."""
-
-    header: str
-    key: str
-    text: Callable[[Any], str] = str
-
-
 PAIR = (
     Column("integer", "integer_s", time_text),
     Column("fractional", "fractional_s", time_text),
     Column("ratio", "ratio", ratio_text),
     Column("quartiles", "ratio_quartiles", range_text),
 )
-
-
-class Table(NamedTuple):
-    """A group: what is measured, by what, and the columns of its table."""
-
-    title: str
-    rows: Group
-    columns: tuple[Column, ...]
 
 
 GROUPS: dict[str, Table] = {
@@ -174,58 +153,6 @@ GROUPS: dict[str, Table] = {
 }
 
 
-# -- tables ---------------------------------------------------------------------------------------
-
-
-def value_of(row: Row, key: str) -> Any:
-    """A number of a row; ``a:b`` is entry b of its entry a."""
-    outer, _, inner = key.partition(":")
-    return row.get(outer, {}).get(inner) if inner else row.get(key)
-
-
-def demand_text(row: Row, column: Column) -> str:
-    """What must be reached and whether it was."""
-    fine = reached(row, column.key)
-    if fine is None:
-        return ""
-    low, high = (None if b is None else column.text(b) for b in row["demands"][column.key])
-    asked = f"≤ {high}" if low is None else f"≥ {low}" if high is None else f"{low} – {high}"
-    return f"{asked}: {'yes' if fine else '**no**'}"
-
-
-def table(rows: list[Row], columns: tuple[Column, ...]) -> list[str]:
-    """The lines of a Markdown table; a column of which something is asked is followed by what."""
-    asked = {c.key for c in columns if any(c.key in row.get("demands", {}) for row in rows)}
-    header, lines = ["what"], []
-    for column in columns:
-        header += [column.header, *(["must reach"] if column.key in asked else [])]
-    if not asked:
-        header.append("must reach")
-    for row in rows:
-        cells = [row["case"]]
-        for column in columns:
-            value = value_of(row, column.key)
-            text = "" if value is None else column.text(value)
-            if text and row.get("per_second"):
-                text += "/s"
-            cells.append(f"**{text}**" if text and column.key in row.get("demands", {}) else text)
-            if column.key in asked:
-                cells.append(demand_text(row, column))
-        cells += [] if asked else [""]
-        lines.append(cells)
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]
-
-
-def document(groups: dict[str, Any]) -> str:
-    """All tables, in the order of ``GROUPS``."""
-    parts = []
-    for name, found in groups.items():
-        smoke = " (tiny sizes: no measurement)" if found["smoke"] else ""
-        parts.append("\n".join([f"**{name}**: {GROUPS[name].title}{smoke}", ""]))
-        parts.append("\n".join([*table(found["rows"], GROUPS[name].columns), ""]))
-    return "\n".join(parts)
-
-
 # -- the command ----------------------------------------------------------------------------------
 
 
@@ -254,7 +181,7 @@ def write(out: Path, groups: dict[str, Any]) -> None:
     ordered = {name: groups[name] for name in GROUPS if name in groups}
     text = json.dumps({"groups": ordered}, indent=1) + "\n"
     (out / "layers.json").write_text(text, encoding="utf-8")
-    (out / "layers.md").write_text(document(ordered), encoding="utf-8")
+    (out / "layers.md").write_text(document(ordered, GROUPS), encoding="utf-8")
 
 
 def show(name: str, row: Row) -> None:

@@ -32,6 +32,7 @@ class Table(NamedTuple):
 
 
 def value_of(row: Row, key: str) -> Any:
+    """A number of a row; ``a:b`` is entry b of its entry a."""
     outer, _, inner = key.partition(":")
     return row.get(outer, {}).get(inner) if inner else row.get(key)
 
@@ -41,11 +42,11 @@ def cells_of(row: Row, columns: tuple[Column, ...]) -> list[str]:
     cells, asked = [row["case"]], []
     for column in columns:
         value = value_of(row, column.key)
-        text = "" if value is None else column.text(value)
+        text = "" if value is None else column.text(value) + "/s" * bool(row.get("per_second"))
         fine = reached(row, column.key)
         if fine is not None:
-            low, high = row["demands"][column.key]
-            bound = f"≥ {column.text(low)}" if high is None else f"≤ {column.text(high)}"
+            low, high = (None if b is None else column.text(b) for b in row["demands"][column.key])
+            bound = f"≤ {high}" if low is None else f"≥ {low}" if high is None else f"{low} – {high}"
             asked.append(f"{bound}: {'yes' if fine else '**no**'}")
             text = f"**{text}**"
         cells.append(text)

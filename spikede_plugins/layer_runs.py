@@ -81,8 +81,19 @@ class Run:
         return x.unflatten(0, (self.steps, x.shape[0] // self.steps))
 
     def output(self, out: Any) -> Any:
-        """The output of ``base`` with time unfolded, in whatever it is nested."""
-        return out if self.time_is_gone else each(out, lambda t: self.unfold_time(t) if t.dim() else t)
+        """The output of ``base`` with time unfolded, in whatever it is nested.
+
+        Raises:
+            OptionError: if a head averaged over time and something else is returned beside it.
+        """
+        if not self.time_is_gone:
+            return each(out, lambda t: self.unfold_time(t) if t.dim() else t)
+        if sum(t.dim() > 0 for t in tensors_of(out)) > 1:
+            raise OptionError(
+                "the model returns several tensors, and a ClassificationHead has averaged over time in it: "
+                "which of them still have time in their batch cannot be told; return the head's alone."
+            )
+        return out
 
 
 class GridRun(Run):
@@ -257,11 +268,18 @@ def _like(mapping: dict[Any, Any], values: dict[Any, Any]) -> Any:
     return new
 
 
+def tensors_of(out: Any) -> list[Tensor]:
+    """Every tensor in an output, in whatever it is nested."""
+    found: list[Tensor] = []
+    each(out, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+    return found
+
+
 def joined(parts: list[Any]) -> Any:
     """Outputs over consecutive times as one."""
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts) if first.dim() else first
+        return torch.cat(parts) if first.dim() else first  # (a number is that of one part, the only one)
     if isinstance(first, dict):
         return _like(first, {key: joined([part[key] for part in parts]) for key in first})
     if isinstance(first, tuple) and hasattr(first, "_fields"):

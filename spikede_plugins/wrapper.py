@@ -12,7 +12,9 @@ the output is then read at the times asked for. ``base`` is called as it is in b
 
 Since time lies in the batch, batch normalisation in training mode takes its statistics over ``T * B``, as
 multi-step frameworks do. Where the network is evaluated at single times (torchdiffeq's methods, and
-``fdeint_adjoint``, in backward once more) it takes them there, each time.
+``fdeint_adjoint``, in backward once more) it takes them over ``B`` there, each time, and its output is read
+in the same way; running statistics are updated at each evaluation. Control flow in ``base`` that looks at
+values sees all times at once on a grid, and single ones otherwise.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ from spikede_plugins.layer_runs import (
     call_base,
     each,
     joined,
+    tensors_of,
 )
 from spikede_plugins.memory import Memory, as_memory
 from spikede_plugins.neurons import BaseNeuron
@@ -160,6 +163,12 @@ def _as_options(options: Any) -> dict[str, Any]:
     if options is not None and not isinstance(options, dict):
         raise OptionTypeError(f'options must be a dict, e.g. {{"memory": 50}}, got {type(options).__name__}.')
     return dict(options or {})
+
+
+def _takes_batch_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+        module.training or module.running_mean is None
+    )
 
 
 def _refuse_times(run: Run) -> None:
@@ -481,10 +490,15 @@ class SNNWrapper(nn.Module):
         if len(points) > 1:
             states = self._solve(solvers, field, start, points.to(x.device), way, x)
         rows = torch.searchsorted(points, wanted)
-        out, run = self._read(signal(wanted), tuple(v[rows] for v in states), masks)
-        if chosen:
-            _refuse_times(run)
-        return out
+        x, states = signal(wanted), tuple(v[rows] for v in states)
+
+        def part_of(part: Tensor) -> Any:
+            out, run = self._read(x[part], tuple(v[part] for v in states), masks)
+            if chosen:
+                _refuse_times(run)
+            return out
+
+        return self._in_parts(part_of, len(x), len(x))
 
     def _solve(
         self, solvers: Any, field: VectorField, start: tuple[Tensor, ...], points: Tensor, way: _Way,
@@ -543,9 +557,8 @@ class SNNWrapper(nn.Module):
                 field, start, times[:steps].to(x.device), alpha=orders,
                 method=way.solver or "gl", memory=way.memory,
             )  # fmt: skip
-        kept = torch.arange(steps) if rows is None else rows
-        # A head that averages over time must see all of it at once.
-        whole = any(isinstance(module, ClassificationHead) for module in self.base.modules())
+        if rows is not None:
+            x, states = x[rows], tuple(v[rows] for v in states)
 
         def read(x: Tensor, *states: Tensor) -> Any:
             out, run = self._read(x, states, masks)
@@ -553,12 +566,27 @@ class SNNWrapper(nn.Module):
                 _refuse_times(run)
             return out
 
-        return joined(
-            [
-                checkpoint(read, x[part], *(v[part] for v in states), use_reentrant=False)
-                for part in kept.split(steps if whole else _CHUNK)
-            ]
-        )
+        def part_of(part: Tensor) -> Any:
+            return checkpoint(read, x[part], *(v[part] for v in states), use_reentrant=False)
+
+        return self._in_parts(part_of, len(x), _CHUNK)
+
+    def _in_parts(self, read: Callable[[Tensor], Any], times: int, most: int) -> Any:
+        """The output that ``read`` gives for some times, for all of them, ``most`` at once.
+
+        Batch statistics are taken at each time, as they were when the network was integrated. What averages
+        over time (a head, or a model that returns a number) must see all of it at once.
+        """
+        modules = list(self.base.modules())
+        if any(isinstance(module, ClassificationHead) for module in modules):
+            most = times
+        elif any(map(_takes_batch_statistics, modules)):
+            most = 1
+        parts = torch.arange(times).split(most)
+        first = read(parts[0])
+        if len(parts) > 1 and any(t.dim() == 0 for t in tensors_of(first)):
+            return read(torch.arange(times))
+        return joined([first, *map(read, parts[1:])])
 
     # -- what users of the original call ----------------------------------------------------------
 

@@ -250,7 +250,8 @@ def test_order_one_is_eulers_method_bit_for_bit(name, dtype):
     fixed, fixed_grad = run(fdeint, alpha=1.0, method=name)
     learned, _ = run(fdeint, alpha=torch.ones((), requires_grad=True), method=name)
     assert torch.equal(fixed, euler) and torch.equal(learned, euler)
-    torch.testing.assert_close(fixed_grad, euler_grad, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+    # Backward adds what a state got in another order, once a step.
+    torch.testing.assert_close(fixed_grad, euler_grad, rtol=len(t) * torch.finfo(dtype).eps, atol=0.0)
     assert not torch.equal(run(fdeint, alpha=0.999, method=name)[0], euler)
 
 

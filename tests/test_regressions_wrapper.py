@@ -270,3 +270,45 @@ def test_outputs_of_any_mapping_and_neurons_with_a_mixin():
             return defaultdict(list, a=self.neuron(x))
 
     assert SNNWrapper(Model(), "fdeint")(sample(), TIMES)["a"].shape == (10, 3, 4)
+
+
+@pytest.mark.parametrize(("integrator", "method"), [("fdeint_adjoint", "gl"), ("odeint_adjoint", "euler")])
+def test_the_output_is_read_with_the_batch_statistics_it_was_integrated_with(integrator, method):
+    """Both evaluate single times, so batch normalisation is over B at each of them."""
+    neuron, times = LIFNeuron(2.0, 0.3), torch.arange(40.0)
+    x = sample(40) + times[:, None, None] / 4
+    out = SNNWrapper(nn.Sequential(nn.BatchNorm1d(4), neuron), integrator, method=method)(x, times)
+    normed = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    assert 0 < out.mean() < 1
+    torch.testing.assert_close(out, SNNWrapper(neuron, integrator, method=method)(normed, times))
+
+
+@pytest.mark.parametrize("integrator", ["fdeint_adjoint", "odeint"])
+def test_a_number_beside_the_spikes_is_that_of_all_times(integrator):
+    class Rated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            spikes = self.net(x)
+            return spikes, spikes.mean()
+
+    method = "rk4" if integrator == "odeint" else "gl"
+    spikes, rate = SNNWrapper(Rated(), integrator, alpha=0.7, method=method)(sample(40), torch.arange(40.0))
+    assert 0 < rate < 1
+    torch.testing.assert_close(rate, spikes.mean())
+
+
+def test_a_head_beside_another_output_is_refused():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron, self.head = LIFNeuron(2.0, 0.3), ClassificationHead(2, 5)
+
+        def forward(self, x):
+            spikes = self.neuron(x)
+            return self.head(spikes.unflatten(-1, (2, 2))), spikes
+
+    with pytest.raises(OptionError, match="return the head's alone"):
+        SNNWrapper(Two(), "fdeint")(sample(), TIMES)

@@ -145,7 +145,7 @@ def test_compiled(images):
     utils.reset(net)
     compiled = torch.compile(net, backend="eager")
     found = torch.stack([compiled(images)[1] for _ in range(4)])
-    assert torch.equal(found, expected[1])
+    torch.testing.assert_close(found, expected[1])  # torch's sums in place of the fused ones
 
 
 # -- random nets ----------------------------------------------------------------------------------

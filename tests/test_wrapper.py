@@ -307,6 +307,7 @@ def test_arguments_that_cannot_be_used(arguments, error, message):
         (torch.rand(5, 2, 6), torch.rand(5, 2), OptionError, "one-dimensional"),
         (torch.rand(5, 2, 6), [0, 1, 2, 4, 5], OptionError, "needs a uniform grid.*euler"),
         (torch.full((5, 2, 6), math.nan), range(5), OptionError, "x has NaN"),
+        (torch.full((5, 2, 6), math.inf), range(5), OptionError, "infinite numbers"),
         (torch.rand(5), range(5), OptionError, r"must be \[T, B, ...\]"),
         (torch.rand(0, 2, 6), [], OptionError, "at least one time point"),
         (torch.ones(5, 2, 6, dtype=torch.int64), range(5), OptionTypeError, "floating point"),

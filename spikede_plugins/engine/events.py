@@ -90,7 +90,7 @@ def run(
         if most <= room:
             break
         room = most  # more spikes than there was room for: now it is known how many
-    times = times[:, :most]
-    times[np.arange(most) >= number[:, None]] = np.inf
-    found = torch.from_numpy(times).to(v.dtype)
-    return Ran(potentials, waits, counts, found, torch.from_numpy(number))
+    spikes = torch.from_numpy(number)
+    found = torch.from_numpy(times)[:, :most].to(v.dtype)
+    found.masked_fill_(torch.arange(most) >= spikes[:, None], torch.inf)
+    return Ran(potentials, waits, counts, found, spikes)
