@@ -9,7 +9,6 @@ at alpha = 1 the result is the native one to the last bit. Only the membrane is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -114,20 +113,22 @@ class _Affine(Dynamics):
     def elementwise(self, node: Any) -> ElementwiseNeuron:
         leak, params = self.leak(node)
         known = named(node.surrogate_function)
+        # Not dataclasses.replace, which older releases of torch.compile cannot trace.
+        slope: dict[str, Any] = {} if known is None else {"surrogate": known[0], "surrogate_alpha": known[1]}
         code = AffineCode(
             rest=0.0 if node.v_reset is None else node.v_reset,
             short_decay=not EXPLICIT_STATES,
             threshold=node.v_threshold,
             reset=node.v_reset,
             detach_reset=node.detach_reset,
+            **slope,
             **leak,
         )
+        neuron = affine_neuron(code, params, node.surrogate_function)
         if known is not None:
-            return affine_neuron(
-                replace(code, surrogate=known[0], surrogate_alpha=known[1]), params, node.surrogate_function
-            )
+            return neuron
         # Only the framework itself knows this surrogate: no code for compiled graphs, no closed form.
-        return replace(affine_neuron(code, params, node.surrogate_function), code=None, derivatives=None)
+        return ElementwiseNeuron(neuron.charge, neuron.fire, params)
 
 
 class IntegrateAndFire(_Affine):
