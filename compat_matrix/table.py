@@ -1,0 +1,52 @@
+"""The results as a Markdown table: RESULTS.md, and between two comments in the README."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from covering import Matrix
+from results import HERE, ROOT, Result, write_whole
+
+MARKDOWN = HERE / "RESULTS.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- compatibility: written by compat_matrix/table.py -->", "<!-- /compatibility -->"
+
+_COLUMNS = ("python", "torch", "spikingjelly", "snntorch", "numpy")
+
+
+def render(matrix: Matrix, results: dict[str, Result]) -> str:
+    """What ran, one row a cell; then every failure, and what cannot exist."""
+    ran = [cell for cell in matrix.cells if cell.name in results]
+    lines = [
+        f"{len(ran)} of {len(matrix.cells)} cells ran.",
+        "",
+        "| Python | torch | SpikingJelly | snnTorch | NumPy | extras | passed | failed | skipped |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    failures: list[str] = []
+    for cell in ran:
+        result = results[cell.name]
+        versions = [
+            result.versions.get(name, "–" if cell[name] == "none" else cell[name]) for name in _COLUMNS
+        ]
+        counts = [str(result.passed), str(result.failed), str(result.skipped)]
+        if result.outcome == "not installed":
+            counts = ["not installed", "", ""]
+        lines.append(f"| {' | '.join([*versions, ', '.join(cell.extras) or '–', *counts])} |")
+        failures += [f"* `{cell.name}`, {one['test']}: {one['reason']}" for one in result.failures]
+    if failures:
+        lines += ["", "Failures:", "", *failures]
+    lines += ["", "Cannot exist:", ""]
+    for pair, reason in matrix.impossible.items():
+        lines.append(f"* {' with '.join(f'{factor} {level}' for factor, level in pair)}: {reason}.")
+    return "\n".join(lines) + "\n"
+
+
+def write(matrix: Matrix, results: dict[str, Result], markdown: Path = MARKDOWN, readme: Path = README) -> None:
+    """Write both places anew."""
+    text = render(matrix, results)
+    write_whole(markdown, text)
+    page = readme.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    write_whole(readme, pattern.sub(lambda _: f"{BEGIN}\n{text}{END}", page))
