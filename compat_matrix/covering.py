@@ -75,9 +75,7 @@ class Matrix:
         """Every pair of levels that can exist together."""
         levels = [[(factor, level) for level in levels] for factor, levels in self.factors.items()]
         all_pairs = (
-            pair
-            for one, other in itertools.combinations(levels, 2)
-            for pair in itertools.product(one, other)
+            pair for one, other in itertools.combinations(levels, 2) for pair in itertools.product(one, other)
         )
         return [pair for pair in all_pairs if pair not in self.impossible]
 

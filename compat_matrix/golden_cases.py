@@ -3,8 +3,8 @@
     u_k = gain rate_k - sum_{m=1..k-1} w_m u_{k-m} + impulse_k
 
 over the whole history, with the gain and weights of the solver and nothing of a framework or a fused kernel.
-``make_golden.py`` runs this once and writes arrays; the suite compares every cell with the arrays, so a release
-(of a framework, of torch, of ours) that changes what a neuron means is found out.
+``make_golden.py`` runs this once and writes arrays; the suite compares every cell with the arrays, so a
+release (of a framework, of torch, of ours) that changes what a neuron means is found out.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Result:
     """How a cell came out.
 
     Attributes:
-        outcome: ``"passed"``, ``"failed"`` (tests), or ``"not installed"`` (the environment could not be made).
+        outcome: ``"passed"``, ``"failed"`` (tests), or ``"not installed"`` (no environment could be made).
         versions: the releases that were installed, by package.
         passed, failed, skipped: how many tests.
         failures: of each failure the test (or the step of the installation) and the reason.

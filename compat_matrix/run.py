@@ -5,8 +5,8 @@
     tox -e compat -- --changed            what has no result for the present sources, levels and suite
     tox -e compat -- --list               the cells, and how each stands
 
-Every cell gets a fresh environment, which is removed when it has been tested. A CUDA build of torch takes 5 GB
-there, and as much in pip's cache (PIP_NO_CACHE_DIR=1 keeps none).
+Every cell gets a fresh environment, which is removed when it has been tested. A CUDA build of torch takes
+5 GB there, and as much in pip's cache (PIP_NO_CACHE_DIR=1 keeps none).
 """
 
 from __future__ import annotations
@@ -39,11 +39,17 @@ def parser() -> argparse.ArgumentParser:
         prog="tox -e compat --", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("names", nargs="*", metavar="NAME", help="names of cells, or patterns with *")
-    made.add_argument("--changed", action="store_true", help="only cells without a result for what is here now")
+    made.add_argument(
+        "--changed", action="store_true", help="only cells without a result for what is here now"
+    )
     made.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="how many cells at a time (default 1)")
     made.add_argument(
-        "--interpreter", action="append", default=[], metavar="PATH", help="a Python to look at first (repeatable)"
+        "--interpreter",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a Python to look at first (repeatable)",
     )
     made.add_argument("--list", action="store_true", help="show the cells and run none")
     return made
@@ -90,7 +96,12 @@ class Journal:
 
 
 def run(
-    matrix: Matrix, cells: Sequence[Cell], jobs: int, interpreters: Sequence[str], journal: Journal, console: Console
+    matrix: Matrix,
+    cells: Sequence[Cell],
+    jobs: int,
+    interpreters: Sequence[str],
+    journal: Journal,
+    console: Console,
 ) -> dict[str, Result]:
     """Run cells, and write every result as soon as it is there; returns those of this run."""
     came_out: dict[str, Result] = {}
@@ -106,7 +117,7 @@ def run(
 
             def say(what: str) -> None:
                 progress.update(task, description=f"{cell.name}: {what}")
-                console.print(f"{cell.name}: {what}", highlight=False)
+                console.print(f"{cell.name}: {what}", highlight=False, soft_wrap=True)
 
             try:
                 return run_cell(matrix, cell, wheel, interpreters, say)
@@ -122,7 +133,7 @@ def run(
                 try:
                     result = future.result()
                 except NoInterpreter as missing:
-                    console.print(f"{cell.name}: not run. {missing}", highlight=False)
+                    console.print(f"{cell.name}: not run. {missing}", highlight=False, soft_wrap=True)
                     continue
                 with lock:
                     came_out[cell.name] = result
@@ -130,7 +141,7 @@ def run(
                     results.write({**results.read(), cell.name: result}, matrix)
                     table.write(matrix, results.read())
                     journal.add(cell)
-                console.print(f"{cell.name}: {summary(result)}", highlight=False)
+                console.print(f"{cell.name}: {summary(result)}", highlight=False, soft_wrap=True)
         finally:
             pool.shutdown(cancel_futures=True)
     return came_out
@@ -152,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for cell in cells:
             state = known[cell.name].outcome if cell.name in known else "not run yet"
             stale = cell.name in known and not is_current(matrix, cell, known)
-            console.print(f"{cell.name}: {state}{', on other sources' * stale}", highlight=False)
+            console.print(
+                f"{cell.name}: {state}{', on other sources' * stale}", highlight=False, soft_wrap=True
+            )
         return 0
     journal = Journal(matrix, cells, options.fresh)
     left = [cell for cell in cells if cell.name not in journal.done]

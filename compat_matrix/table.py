@@ -43,7 +43,9 @@ def render(matrix: Matrix, results: dict[str, Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(matrix: Matrix, results: dict[str, Result], markdown: Path = MARKDOWN, readme: Path = README) -> None:
+def write(
+    matrix: Matrix, results: dict[str, Result], markdown: Path = MARKDOWN, readme: Path = README
+) -> None:
     """Write both places anew."""
     text = render(matrix, results)
     write_whole(markdown, text)

@@ -42,6 +42,10 @@ class MissingExtraError(SpikedeError, ImportError):
     """A package that an optional part needs is not installed; the message gives the pip command."""
 
 
+class ReleaseError(SpikedeError, ImportError):
+    """A release of a framework that is known not to work; the message tells why and what to install."""
+
+
 class ConversionError(SpikedeError, ValueError):
     """A model that cannot be converted or restored; the model is left as it was."""
 

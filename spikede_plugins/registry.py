@@ -30,7 +30,14 @@ from typing import Any
 import torch
 
 from spikede_plugins.adapter import Adapter
-from spikede_plugins.errors import OptionTypeError, PluginError, SpikedeWarning, UnknownNameError, nearest
+from spikede_plugins.errors import (
+    OptionTypeError,
+    PluginError,
+    ReleaseError,
+    SpikedeWarning,
+    UnknownNameError,
+    nearest,
+)
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 
 SOLVERS = "spikede_plugins.solvers"
@@ -200,9 +207,12 @@ def _attempt(group: str, candidate: Candidate) -> Any:
         elif group == ADAPTERS:
             _check_adapter_basics(plugin, candidate.name)
     except Exception as error:
+        # The release of a framework is wrong, not the plugin; its own error says what to install.
+        ours = not isinstance(error, ReleaseError)
+        mending = f". Update or uninstall {candidate.distribution}." if ours else ""
         failure = PluginError(
             f"the plugin {candidate.name!r} ({candidate.origin}) cannot be used: "
-            f"{type(error).__name__}: {error}. Update or uninstall {candidate.distribution}."
+            f"{type(error).__name__}: {error}{mending}"
         )
         failure.__cause__ = error
         return failure

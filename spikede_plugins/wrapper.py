@@ -140,12 +140,14 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
         raise OptionTypeError(f'method must be a name, e.g. "gl", or a Solver, got {type(method).__name__}.')
     if method in available_solvers():  # says itself that the run is fractional
         return _Way(get_solver(method), method, False, adjoint, kept, _grid_options(options))
-    known = {"euler", *_ode_methods()}
+    theirs = _ode_methods()
+    known = {"euler", *theirs}
     if method not in known:
         solvers = sorted(available_solvers())
+        absent = "" if theirs else ', which is not installed: pip install "spikede-plugins[ode]"'
         raise UnknownNameError(
             f"unknown method {method!r}; {nearest(method, [*solvers, *known])} (fractional: "
-            f"{', '.join(solvers)}; of order one: euler and torchdiffeq's)"
+            f"{', '.join(solvers)}; of order one: euler, and those of torchdiffeq{absent})"
         )
     if fractional:
         raise OptionError(

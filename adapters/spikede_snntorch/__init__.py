@@ -2,10 +2,13 @@
 
 Raises:
     MissingExtraError: on import, if snnTorch is not installed.
+    ReleaseError: on import, if its release is known not to work.
 """
 
 from spikede_plugins.errors import MissingExtraError
+from spikede_plugins.releases import check_releases
 
+check_releases("snntorch")
 try:
     import snntorch  # noqa: F401
 except ImportError as error:

@@ -50,13 +50,21 @@ def test_spikingjelly_neurons(name: str, step_mode: str) -> None:
     for arguments in sj_cases.combinations(name):
         native = sj_cases.build(name, step_mode, **arguments)
         node = sj_cases.fractional(copy.deepcopy(native), alpha=1.0, learn_alpha=True)
+        x = sj_cases.drive(6, 3, 4)
+        y, v = run_spikingjelly(native, x, step_mode)
+        assert y.abs().sum() > 0, arguments
+        native.reset()
+        y_eval, v_eval = run_spikingjelly(native.eval(), x, step_mode)
+        assert torch.equal(y_eval, y), arguments
+        if name == "LIFNode" and not sj_cases.EXPLICIT_STATES:
+            # The older release has functions of its own for evaluation, which round differently.
+            torch.testing.assert_close(v_eval, v)
+        else:
+            assert torch.equal(v_eval, v), arguments
         for training in (True, False):
-            x = sj_cases.drive(6, 3, 4)
-            native.reset()
             node.reset()
-            y, v = run_spikingjelly(native.train(training), x, step_mode)
             y1, v1 = run_spikingjelly(node.train(training), x, step_mode)
-            assert torch.equal(y1, y) and y.abs().sum() > 0, arguments
+            assert torch.equal(y1, y), arguments
             if name == "ILIFNode" and step_mode == "s":
                 # The native single step rounds its leak differently from the native sequence.
                 torch.testing.assert_close(v1, v)

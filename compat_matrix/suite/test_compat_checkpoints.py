@@ -1,4 +1,4 @@
-"""Checkpoints: of native models into converted ones and back, through files, as the installed torch reads them."""
+"""Checkpoints: of native models into converted ones and back, through files of the installed torch."""
 
 from __future__ import annotations
 

@@ -80,5 +80,7 @@ def test_the_doctor_finds_nothing_broken() -> None:
     assert done.returncode == 0 and "broken" not in done.stdout, done.stdout + done.stderr
     for framework in FRAMEWORKS:
         installed = importlib.util.find_spec(framework) is not None
-        (line,) = [words for words in map(str.split, done.stdout.splitlines()) if words[:1] == [framework]][1:]
+        (line,) = [words for words in map(str.split, done.stdout.splitlines()) if words[:1] == [framework]][
+            1:
+        ]
         assert (line[1] == "absent:") == (not installed), done.stdout

@@ -1,4 +1,4 @@
-"""The golden spikes, in every framework that is installed, in both precisions and every way to run a neuron."""
+"""The golden spikes: every framework that is installed, both precisions, every way to run a neuron."""
 
 from __future__ import annotations
 
