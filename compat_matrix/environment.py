@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from covering import Cell, Matrix
-from results import HERE, ROOT, Result, inputs
+from results import HERE, ROOT, Result
 
 #: Whose releases are written down.
 _PACKAGES = (
@@ -97,14 +97,13 @@ def run_cell(
         shutil.rmtree(folder, ignore_errors=True)
     result.seconds = round(time.monotonic() - began, 1)
     result.date = datetime.date.today().isoformat()
-    result.inputs = inputs(matrix, cell)
     return result
 
 
 def _run(command: list[str], cwd: Path, seconds: float) -> str:
     """What a command prints; its errors are its reason."""
     # Nothing of the caller's Python may reach into the environment.
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_CONSTRAINT")}
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:

@@ -16,7 +16,6 @@ import fnmatch
 import json
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -105,7 +104,6 @@ def run(
 ) -> dict[str, Result]:
     """Run cells, and write every result as soon as it is there; returns those of this run."""
     came_out: dict[str, Result] = {}
-    lock = threading.Lock()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         total = progress.add_task("cells", total=len(cells))
@@ -135,12 +133,13 @@ def run(
                 except NoInterpreter as missing:
                     console.print(f"{cell.name}: not run. {missing}", highlight=False, soft_wrap=True)
                     continue
-                with lock:
-                    came_out[cell.name] = result
-                    # Read again: another run may have written other cells meanwhile.
-                    results.write({**results.read(), cell.name: result}, matrix)
-                    table.write(matrix, results.read())
-                    journal.add(cell)
+                # As the sources were when the wheel was built, not as they may be by now.
+                result.inputs = journal.run[cell.name]
+                came_out[cell.name] = result
+                # Read again: another run may have written other cells meanwhile.
+                results.write({**results.read(), cell.name: result}, matrix)
+                table.write(matrix, results.read())
+                journal.add(cell)
                 console.print(f"{cell.name}: {summary(result)}", highlight=False, soft_wrap=True)
         finally:
             pool.shutdown(cancel_futures=True)
