@@ -113,8 +113,8 @@ class Golden:
     margin: float
 
     def write(self, file: Path) -> None:
-        arrays = {"x": self.x.numpy(), "spikes": self.spikes.numpy(), "v": self.v.numpy()}
-        np.savez_compressed(file, **arrays, margin=np.float64(self.margin))
+        x, spikes, v = self.x.numpy(), self.spikes.numpy(), self.v.numpy()
+        np.savez_compressed(file, x=x, spikes=spikes, v=v, margin=np.float64(self.margin))
 
 
 def read(file: Path) -> Golden:
@@ -131,7 +131,9 @@ def reference(case: Case, x: Tensor) -> Golden:
     if case.memory == "window":
         weights = torch.where(torch.arange(1, len(x) + 1) <= WINDOW, weights, 0.0)
     start = torch.full_like(x[0], case.v_reset)
-    v, deviations, spikes, margin = start, [], [], float("inf")
+    v, margin = start, float("inf")
+    deviations: list[Tensor] = []
+    spikes: list[Tensor] = []
     for x_k in x:
         # A delayed reset belongs to the spike of the step before.
         due = (v > THRESHOLD).double() if case.neuron == "Leaky" else torch.zeros_like(v)

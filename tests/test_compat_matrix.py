@@ -184,7 +184,9 @@ def test_every_result_is_of_what_its_cell_asks_for() -> None:
 def test_no_cell_fails() -> None:
     """One that cannot be made to pass is listed in cells.toml as impossible, with the reason, and the package
     refuses it (``spikede_plugins/releases.py``)."""
-    failures = {name: result.failures for name, result in results.read().items() if result.outcome != "passed"}
+    failures = {
+        name: result.failures for name, result in results.read().items() if result.outcome != "passed"
+    }
     assert not failures
 
 
