@@ -84,6 +84,11 @@ def test_the_sdist_can_be_tested(built: tuple[Path, Path]) -> None:
         "adapters/spikede_snntorch/py.typed",
     }
     wanted |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("*.py")}
+    wanted |= {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "compat_matrix").rglob("*")
+        if p.suffix in (".py", ".toml", ".npz", ".json", ".md") and not p.name.startswith(".")
+    }
     assert wanted <= names, sorted(wanted - names)
     assert not any("__pycache__" in n for n in names)
 
