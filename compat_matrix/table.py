@@ -12,24 +12,31 @@ MARKDOWN = HERE / "RESULTS.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- compatibility: written by compat_matrix/table.py -->", "<!-- /compatibility -->"
 
-_COLUMNS = ("python", "torch", "spikingjelly", "snntorch", "numpy")
+_SHOWN = {
+    "python": "Python",
+    "torch": "torch",
+    "spikingjelly": "SpikingJelly",
+    "snntorch": "snnTorch",
+    "numpy": "NumPy",
+}
 
 
 def render(matrix: Matrix, results: dict[str, Result]) -> str:
-    """What ran, one row a cell; then every failure, and what cannot exist."""
+    """What ran, one row a cell; then every failure, and what cannot exist.
+
+    An extra that a pair of :attr:`Matrix.impossible` names is always asked for: without it all is possible.
+    """
     ran = [cell for cell in matrix.cells if cell.name in results]
     lines = [
-        f"{len(ran)} of {len(matrix.cells)} cells ran.",
+        f"{len(ran)} of {len(matrix.cells)} cells ran. Skipped are the tests of what a cell does not hold.",
         "",
-        "| Python | torch | SpikingJelly | snnTorch | NumPy | extras | passed | failed | skipped |",
+        f"| {' | '.join(_SHOWN.values())} | extras | passed | failed | skipped |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     failures: list[str] = []
     for cell in ran:
         result = results[cell.name]
-        versions = [
-            result.versions.get(name, "–" if cell[name] == "none" else cell[name]) for name in _COLUMNS
-        ]
+        versions = [result.versions.get(name, "–" if cell[name] == "none" else cell[name]) for name in _SHOWN]
         counts = [str(result.passed), str(result.failed), str(result.skipped)]
         if result.outcome == "not installed":
             counts = ["not installed", "", ""]
@@ -39,8 +46,12 @@ def render(matrix: Matrix, results: dict[str, Result]) -> str:
         lines += ["", "Failures:", "", *failures]
     lines += ["", "Cannot exist:", ""]
     for pair, reason in matrix.impossible.items():
-        lines.append(f"* {' with '.join(f'{factor} {level}' for factor, level in pair)}: {reason}.")
+        lines.append(f"* {' with '.join(_said(*level) for level in pair)}: {reason}.")
     return "\n".join(lines) + "\n"
+
+
+def _said(factor: str, level: str) -> str:
+    return f"{_SHOWN[factor]} {level}" if factor in _SHOWN else f"the extra {factor}"
 
 
 def write(
