@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Neurons a program, as many as keep their sums in registers; it is one warp, so a barrier costs little.
 _WIDTH = {torch.float32: 64, torch.float64: 32}
+#: So many neurons the kernels count in 32 bits, those of the last program included.
+_MOST = 2**31 - max(_WIDTH.values())
 #: No sums contracted but those that the kernels ask for; no loads moved ahead of the stores that they read
 #: from (a pipelined loop would).
 _LAUNCH: dict[str, Any] = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 168}
@@ -78,7 +80,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
         and _device_fits(v.device)
         and v.dtype in _WIDTH
         and all(p.numel() == 1 for p in neuron.params)
-        and v.numel() > 0
+        and 0 < v.numel() < _MOST
         and x_seq.shape[0] > 0
         and not missing()
     )

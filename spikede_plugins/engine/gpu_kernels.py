@@ -318,7 +318,8 @@ def backward(
             from_delta += n
             sums = sums + (tl.zeros([WIDTH], dtype=begun.dtype),)
         sums = _older(sums, delta, last, until, weights, last - 1 - first, channels, n, at, lane, 1, SIZE)
-        into_delta, into_x = delta + to + (SIZE - 1) * n, grad_x + to + (SIZE - 1) * n
+        behind = (first + SIZE - 1) * n + at.to(tl.int64)
+        into_delta, into_x = delta + behind, grad_x + behind
         adjoints = ()
         for j in tl.static_range(SIZE - 1, -1, -1):
             there = first + j < last

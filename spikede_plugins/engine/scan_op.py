@@ -6,7 +6,7 @@ as the numbers of its :class:`AffineCode`, since an operation takes no callables
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, List  # torch 2.6 reads no list[...] in the hints of an operation
 
 import torch
 from torch import Tensor
@@ -60,8 +60,8 @@ def _kernel(
 def scan_op(
     x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, traces: Tensor | None, gain: Tensor,
     weights: Tensor, readout: Tensor | None, decay: Tensor | None, inject: Tensor | None,
-    params: list[Tensor], reach: list[int], channel_dim: int, leak: str, surrogate: str,
-    numbers: list[float], reset: float | None, flags: list[bool],
+    params: List[Tensor], reach: List[int], channel_dim: int, leak: str, surrogate: str,
+    numbers: List[float], reset: float | None, flags: List[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Spikes, last potential, history, potentials, charged potentials and traces of T steps.
 
@@ -86,8 +86,8 @@ def _entering(rows: Tensor | None) -> int:
 def _scan_fake(
     x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, traces: Tensor | None, gain: Tensor,
     weights: Tensor, readout: Tensor | None, decay: Tensor | None, inject: Tensor | None,
-    params: list[Tensor], reach: list[int], channel_dim: int, leak: str, surrogate: str,
-    numbers: list[float], reset: float | None, flags: list[bool],
+    params: List[Tensor], reach: List[int], channel_dim: int, leak: str, surrogate: str,
+    numbers: List[float], reset: float | None, flags: List[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     steps, entering = x_seq.shape[0], _entering(rows)
     first, folded = handed_on(entering, steps, Reach(*reach), traces is not None)
@@ -107,10 +107,10 @@ def _scan_fake(
 def scan_backward_op(
     x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, traces: Tensor | None, gain: Tensor,
     weights: Tensor, readout: Tensor | None, decay: Tensor | None, inject: Tensor | None,
-    params: list[Tensor], reach: list[int], channel_dim: int, leak: str, surrogate: str,
-    numbers: list[float], reset: float | None, flags: list[bool], v_seq: Tensor, h_seq: Tensor,
+    params: List[Tensor], reach: List[int], channel_dim: int, leak: str, surrogate: str,
+    numbers: List[float], reset: float | None, flags: List[bool], v_seq: Tensor, h_seq: Tensor,
     grad_s: Tensor, grad_v: Tensor, grad_rows: Tensor, grad_v_seq: Tensor, grad_traces: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
+) -> List[Tensor]:  # fmt: skip
     """Gradients to x_seq, v, rows, start, traces, gain, weights, readout and each parameter.
 
     Where there are no rows, traces or readout, theirs is empty.
@@ -134,8 +134,8 @@ def scan_backward_op(
 
 def _differentiable(
     x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, traces: Tensor | None, gain: Tensor,
-    weights: Tensor, readout: Tensor | None, params: list[Tensor],
-) -> list[Tensor]:  # fmt: skip
+    weights: Tensor, readout: Tensor | None, params: List[Tensor],
+) -> List[Tensor]:  # fmt: skip
     given = (x_seq, v, rows, start, traces, gain, weights, readout, *params)
     return [x_seq.new_empty(0) if t is None else t for t in given]
 
@@ -144,10 +144,10 @@ def _differentiable(
 def _scan_backward_fake(
     x_seq: Tensor, v: Tensor, rows: Tensor | None, start: Tensor, traces: Tensor | None, gain: Tensor,
     weights: Tensor, readout: Tensor | None, decay: Tensor | None, inject: Tensor | None,
-    params: list[Tensor], reach: list[int], channel_dim: int, leak: str, surrogate: str,
-    numbers: list[float], reset: float | None, flags: list[bool], v_seq: Tensor, h_seq: Tensor,
+    params: List[Tensor], reach: List[int], channel_dim: int, leak: str, surrogate: str,
+    numbers: List[float], reset: float | None, flags: List[bool], v_seq: Tensor, h_seq: Tensor,
     grad_s: Tensor, grad_v: Tensor, grad_rows: Tensor, grad_v_seq: Tensor, grad_traces: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
+) -> List[Tensor]:  # fmt: skip
     return [
         torch.empty_like(t, memory_format=torch.contiguous_format)
         for t in _differentiable(x_seq, v, rows, start, traces, gain, weights, readout, params)
