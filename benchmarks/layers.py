@@ -9,25 +9,16 @@ the tables say what must be reached, and whether it was.
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import platform
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import against_integer
+import command
 import continuous_time
 import limits
 import long_runs
 import on_gpu
-import torch
-from measure import Row, Setting, reached
-from tables import Column, Table, document, time_text, value_of
-
-from spikede_plugins.engine import cpu
+from tables import Column, Table, time_text
 
 JOBS: dict[str, Callable[..., Any]] = {
     "layer_peak": against_integer.layer_peak,
@@ -153,90 +144,8 @@ GROUPS: dict[str, Table] = {
 }
 
 
-# -- the command ----------------------------------------------------------------------------------
-
-
-def facts(given: Setting) -> dict[str, Any]:
-    """On what the numbers of a group depend, besides the group."""
-    return {
-        "smoke": given.smoke,
-        "repeat": given.repeat,
-        "threads": given.threads,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "engine": cpu.missing() or "fused CPU",
-    }
-
-
-def known_groups(path: Path) -> dict[str, Any]:
-    """The groups of an earlier run, if there was one of this form."""
-    if not path.is_file():
-        return {}
-    groups: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("groups", {})
-    return {name: found for name, found in groups.items() if name in GROUPS}
-
-
-def write(out: Path, groups: dict[str, Any]) -> None:
-    """The JSON file and the tables."""
-    ordered = {name: groups[name] for name in GROUPS if name in groups}
-    text = json.dumps({"groups": ordered}, indent=1) + "\n"
-    (out / "layers.json").write_text(text, encoding="utf-8")
-    (out / "layers.md").write_text(document(ordered, GROUPS), encoding="utf-8")
-
-
-def show(name: str, row: Row) -> None:
-    """One line on the way."""
-    said = []
-    for column in GROUPS[name].columns:
-        value = value_of(row, column.key)
-        if value is not None:
-            fine = reached(row, column.key)
-            said.append(f"{column.header} {column.text(value)}" + (" (not reached)" if fine is False else ""))
-    print(f"{name}: {row['case']}: {', '.join(said)}", flush=True)
-
-
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--out", type=Path, help="default: where this script is; with --smoke a temporary folder"
-    )
-    parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    chosen = asked.only.split(",")
-    if unknown := [name for name in chosen if name not in GROUPS]:
-        parser.error(f"unknown groups: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    if asked.repeat < 1 or asked.threads < 1:
-        parser.error("--repeat and --threads must be at least 1")
-    torch.set_num_threads(asked.threads)
-    torch.manual_seed(0)
-    gc.freeze()  # what is imported stays: collecting between cases need not look at it
-    if asked.job:
-        job, given = json.loads(asked.job)
-        print(json.dumps(JOBS[job](**given)))
-        return
-    setting = Setting(asked.repeat, asked.smoke, asked.threads)
-    # Tiny sizes must not take the place of measurements.
-    out = asked.out or Path(tempfile.mkdtemp() if asked.smoke else Path(__file__).parent)
-    out.mkdir(parents=True, exist_ok=True)
-    groups = known_groups(out / "layers.json")
-    for name in GROUPS:
-        if name not in chosen:
-            continue
-        rows = []
-        for row in GROUPS[name].rows(setting):
-            rows.append(row)
-            show(name, row)
-        groups[name] = {**facts(setting), "rows": rows}
-        write(out, groups)
-        if name == "growth":
-            long_runs.plot_growth(rows, out / "growth.png")
-    print(f"written to {out}")
-
-
 if __name__ == "__main__":
-    main()
+    command.run(
+        "layers", __doc__, GROUPS, jobs=JOBS,
+        figures={"growth": lambda out, rows: long_runs.plot_growth(rows, out / "growth.png")},
+    )  # fmt: skip

@@ -14,26 +14,21 @@ at its end.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
-import json
 import math
-import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import numpy as np
 import torch
 from measure import Demand, Row, Run, Setting, at_least, clear, median_time, seconds
-from tables import Column, Table, cells_of, document, time_text
+from tables import Column, Table, time_text
 from torch import Tensor
 
 from spikede_plugins import get_solver
-from spikede_plugins.engine import cpu
 from spikede_plugins.fdeint import fdeint
 from spikede_plugins.mittag_leffler import mittag_leffler
 
@@ -343,69 +338,7 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def facts(given: Setting) -> dict[str, Any]:
-    """On what the numbers of a group depend, besides the group."""
-    return {
-        "smoke": given.smoke,
-        "repeat": given.repeat,
-        "threads": given.threads,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "engine": cpu.missing() or "fused CPU",
-        "FDEint": version_of("FDEint"),
-        "pycaputo": version_of("pycaputo"),
-    }
-
-
-def known_groups(path: Path) -> dict[str, Any]:
-    """The groups of an earlier run, if there was one."""
-    if not path.is_file():
-        return {}
-    groups: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("groups", {})
-    return {name: found for name, found in groups.items() if name in GROUPS}
-
-
-def write(out: Path, groups: dict[str, Any]) -> None:
-    """The JSON file and the tables."""
-    ordered = {name: groups[name] for name in GROUPS if name in groups}
-    text = json.dumps({"groups": ordered}, indent=1) + "\n"
-    (out / "solve.json").write_text(text, encoding="utf-8")
-    (out / "solve.md").write_text(document(ordered, GROUPS), encoding="utf-8")
-
-
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--out", type=Path, help="default: where this script is; with --smoke a temporary folder"
-    )
-    parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
-    parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    chosen = asked.only.split(",")
-    if unknown := [name for name in chosen if name not in GROUPS]:
-        parser.error(f"unknown groups: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    if asked.repeat < 1 or asked.threads < 1:
-        parser.error("--repeat and --threads must be at least 1")
-    torch.set_num_threads(asked.threads)
-    setting = Setting(asked.repeat, asked.smoke, asked.threads)
-    # Tiny sizes must not take the place of measurements.
-    out = asked.out or Path(tempfile.mkdtemp() if asked.smoke else Path(__file__).parent)
-    out.mkdir(parents=True, exist_ok=True)
-    groups = known_groups(out / "solve.json")
-    for name in GROUPS:
-        if name not in chosen:
-            continue
-        rows = []
-        for row in GROUPS[name].rows(setting):
-            rows.append(row)
-            print(f"{name}: {' | '.join(cells_of(row, GROUPS[name].columns))}", flush=True)
-        groups[name] = {**facts(setting), "rows": rows}
-        write(out, groups)
-    print(f"written to {out}")
-
-
 if __name__ == "__main__":
-    main()
+    command.run(
+        "solve", __doc__, GROUPS, more={package: version_of(package) for package in ("FDEint", "pycaputo")}
+    )

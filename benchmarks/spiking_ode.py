@@ -13,25 +13,21 @@ that of the k-th spike against the exact k-th one, the largest over all spikes t
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
-import json
-import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import numpy as np
 import torch
 from measure import Demand, Row, Run, Setting, at_least, at_most, clear, seconds
-from tables import Column, Table, cells_of, document, time_text
+from tables import Column, Table, time_text
 from torch import Tensor
 
 from spikede_plugins import ODELIFDynamics, SpikingDynamics, SpikingODELayer
-from spikede_plugins.engine import cpu
 
 TAU, NEURONS, INTERVALS = 20.0, 1000, 1000
 #: How many times as fast the layer must be.
@@ -293,61 +289,10 @@ def draw(path: Path, rows: list[Row]) -> None:
     pyplot.close(figure)
 
 
-# -- the command ----------------------------------------------------------------------------------
-
-
-def facts(given: Setting) -> dict[str, Any]:
-    """On what the numbers of a group depend, besides the group."""
-    found = importlib.util.find_spec("sc_neurocore")
-    version = importlib.metadata.version("sc-neurocore") if found else "not installed"
-    return {
-        "smoke": given.smoke, "repeat": given.repeat, "threads": given.threads, "machine": platform.machine(),
-        "torch": torch.__version__, "engine": cpu.missing() or "fused CPU", "sc-neurocore": version,
-    }  # fmt: skip
-
-
-def write(out: Path, groups: dict[str, Any]) -> None:
-    """The JSON file, the tables and the figure."""
-    ordered = {name: groups[name] for name in GROUPS if name in groups}
-    text = json.dumps({"groups": ordered}, indent=1) + "\n"
-    (out / "spiking_ode.json").write_text(text, encoding="utf-8")
-    (out / "spiking_ode.md").write_text(document(ordered, GROUPS), encoding="utf-8")
-    if "accuracy" in ordered:
-        draw(out / "spiking_ode.png", ordered["accuracy"]["rows"])
-
-
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--out", type=Path, help="default: where this script is; with --smoke a temporary folder"
-    )
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
-    parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    chosen = asked.only.split(",")
-    if unknown := [name for name in chosen if name not in GROUPS]:
-        parser.error(f"unknown groups: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    if asked.repeat < 1 or asked.threads < 1:
-        parser.error("--repeat and --threads must be at least 1")
-    torch.set_num_threads(asked.threads)
-    setting = Setting(asked.repeat, asked.smoke, asked.threads)
-    out = asked.out or Path(tempfile.mkdtemp() if asked.smoke else Path(__file__).parent)
-    out.mkdir(parents=True, exist_ok=True)
-    known = out / "spiking_ode.json"
-    groups = json.loads(known.read_text(encoding="utf-8"))["groups"] if known.is_file() else {}
-    for name in GROUPS:
-        if name in chosen:
-            rows = []
-            for row in GROUPS[name].rows(setting):
-                rows.append(row)
-                print(f"{name}: {' | '.join(cells_of(row, GROUPS[name].columns))}", flush=True)
-            groups[name] = {**facts(setting), "rows": rows}
-            write(out, groups)
-    print(f"written to {out}")
-
-
 if __name__ == "__main__":
-    main()
+    found = importlib.util.find_spec("sc_neurocore")
+    command.run(
+        "spiking_ode", __doc__, GROUPS,
+        more={"sc-neurocore": importlib.metadata.version("sc-neurocore") if found else "not installed"},
+        figures={"accuracy": lambda out, rows: draw(out / "spiking_ode.png", rows)},
+    )  # fmt: skip

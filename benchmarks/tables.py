@@ -53,6 +53,17 @@ def cells_of(row: Row, columns: tuple[Column, ...]) -> list[str]:
     return [*cells, ", ".join(asked)]
 
 
+def said(row: Row, columns: tuple[Column, ...]) -> str:
+    """A row in one line, on the way."""
+    parts = []
+    for column in columns:
+        value = value_of(row, column.key)
+        if value is not None:
+            short = " (not reached)" if reached(row, column.key) is False else ""
+            parts.append(f"{column.header} {column.text(value)}{short}")
+    return f"{row['case']}: {', '.join(parts)}"
+
+
 def document(groups: dict[str, Any], tables: dict[str, Table]) -> str:
     """All tables of the groups that were measured."""
     parts = []
