@@ -1,7 +1,7 @@
 """How much the hardening tests do, and the figures they report.
 
-The default test run does a small part of each; ``python tests/hardening/full_run.py`` (``tox -e hardening``) sets
-SPIKEDE_HARDENING=full, does all of it, and writes what was counted into the README.
+The default test run does a small part of each; ``python tests/hardening/full_run.py`` (``tox -e hardening``)
+sets SPIKEDE_HARDENING=full, does all of it, and writes what was counted into the README.
 """
 
 from __future__ import annotations
