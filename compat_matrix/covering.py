@@ -8,6 +8,7 @@ with most pairs that no earlier cell has; the first one in the order of ``cells.
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CELLS = Path(__file__).resolve().parent / "cells.toml"
+PROJECT = CELLS.parent.parent / "pyproject.toml"
 
 #: Two levels of two factors: ((factor, level), (factor, level)).
 Pair = tuple[tuple[str, str], tuple[str, str]]
@@ -44,7 +46,8 @@ class Cell:
             for factor, level in self.levels
             if factor in _SHORT and level != "none"
         ]
-        return "-".join(main) + "".join(f"+{extra}" for extra in self.extras)
+        lowest = ["lowest"] if self["bounds"] == "lowest" else []
+        return "-".join(main + lowest) + "".join(f"+{extra}" for extra in self.extras)
 
     @property
     def extras(self) -> list[str]:
@@ -105,7 +108,17 @@ class Matrix:
         torch = cell["torch"]
         pins = {"torch": torch, **self.belongs_to_torch[torch], "numpy": cell["numpy"]}
         pins |= {name: cell[name] for name in ("spikingjelly", "snntorch") if cell[name] != "none"}
+        if cell["bounds"] == "lowest":
+            pins = {**lower_bounds(), **pins}
         return [f"{package}=={release}" for package, release in pins.items()]
+
+
+def lower_bounds(path: Path = PROJECT) -> dict[str, str]:
+    """The lowest releases that ``pyproject.toml`` takes: of the core, and of the extras in the matrix."""
+    project: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    extras = (project["optional-dependencies"][name] for name in ("plot", "fast", "ode", "demo"))
+    asked = [*project["dependencies"], *itertools.chain(*extras)]
+    return dict(re.findall(r"^([\w-]+)>=([\w.]+)$", "\n".join(asked), re.MULTILINE))
 
 
 def read(path: Path = CELLS) -> Matrix:

@@ -40,7 +40,8 @@ def render(matrix: Matrix, results: dict[str, Result]) -> str:
         counts = [str(result.passed), str(result.failed), str(result.skipped)]
         if result.outcome == "not installed":
             counts = ["not installed", "", ""]
-        lines.append(f"| {' | '.join([*versions, ', '.join(cell.extras) or '–', *counts])} |")
+        extras = (", ".join(cell.extras) or "–") + " (lowest releases)" * (cell["bounds"] == "lowest")
+        lines.append(f"| {' | '.join([*versions, extras, *counts])} |")
         failures += [f"* `{cell.name}`, {one['test']}: {one['reason']}" for one in result.failures]
     if failures:
         lines += ["", "Failures:", "", *failures]
@@ -51,6 +52,8 @@ def render(matrix: Matrix, results: dict[str, Result]) -> str:
 
 
 def _said(factor: str, level: str) -> str:
+    if factor == "bounds":
+        return f"the {level} releases of what the extras bring"
     return f"{_SHOWN[factor]} {level}" if factor in _SHOWN else f"the extra {factor}"
 
 

@@ -18,9 +18,10 @@ _AFFINE = "whole sequences of affine neurons (IF, LIF, parametric LIF), float32 
 
 def engines() -> list[tuple[str, bool, str]]:
     """Every engine: its name, whether it is active, and what it serves or why it is off."""
-    no_numba, no_triton = cpu.missing(), gpu.missing()
+    no_numba, no_triton, not_kept = cpu.missing(), gpu.missing(), cpu.not_kept()
+    compiled = f"; compiled anew in every process: {not_kept}" if not_kept else ""
     return [
-        ("fused CPU (numba)", not no_numba, no_numba or f"{_AFFINE}; history sums of single steps"),
+        ("fused CPU (numba)", not no_numba, no_numba or f"{_AFFINE}; history sums of single steps{compiled}"),
         ("fused GPU (Triton)", not no_triton, no_triton or _AFFINE),
         ("torch", True, "every neuron, order and device that the others do not serve"),
     ]
@@ -41,7 +42,7 @@ def engine_of(
             return "torch"
         kinds = [kind for kind, engine in (("CPU", cpu), ("GPU", gpu)) if not engine.missing()]
         if not kinds:
-            return "torch (no numba)"
+            return "torch (no numba)" if not cpu.installed() else "torch (numba fails, see spikede doctor)"
         wide = ", wide channels only" if operator.order.channel_dim is not None else ""
         return f"fused {' and '.join(kinds)}{wide}"
     if operator.steps_in_blocks and not cpu.missing():

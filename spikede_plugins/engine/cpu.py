@@ -32,9 +32,14 @@ if TYPE_CHECKING:
     from spikede_plugins.engine.scan import ElementwiseNeuron, Past, SoftReset
 
 
+def installed() -> bool:
+    """Whether there is a numba, be it one that loads or not."""
+    return importlib.util.find_spec("numba") is not None
+
+
 def missing() -> str:
     """Why the engine is not available; empty if it is."""
-    if importlib.util.find_spec("numba") is None:
+    if not installed():
         return 'numba is not installed: pip install "spikede-plugins[fast]"'
     return _failure()
 
@@ -46,6 +51,15 @@ def _failure() -> str:
     except Exception as error:  # a numba that does not fit numpy or python
         return f"numba does not load: {type(error).__name__}: {error}"
     return ""
+
+
+def not_kept() -> str:
+    """Why every process compiles the kernels anew; empty if they are kept on disk."""
+    if missing():
+        return ""
+    from spikede_plugins.engine import compiled
+
+    return compiled.not_kept
 
 
 @cache

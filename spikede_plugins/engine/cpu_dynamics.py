@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from spikede_plugins.engine.cpu_sums import OPTIONS
+from spikede_plugins.engine.compiled import kernel
 
 # How charge is written (see ``AffineCode``): the same number, rounded as the framework rounds it.
 INTEGRATE, DIVIDE_INPUT, DIVIDE, DIVIDE_SHORT, FACTOR_INPUT, FACTOR, FACTOR_SHORT = range(7)
@@ -24,7 +23,7 @@ SURROGATES = (
 )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@kernel()
 def charge(c, v, x, count, form, leak, rest):
     """The native charge of one step for ``count`` neurons."""
     if form == INTEGRATE:
@@ -53,7 +52,7 @@ def charge(c, v, x, count, form, leak, rest):
             c[i] = v[i] - (v[i] - rest) * leak + x[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def surrogate_slope(slope, h, count, threshold, kind, a, one):
     """``slope[i]``: the surrogate's slope at ``h - threshold`` (see ``spikede_plugins.surrogate``)."""
     half = a / (one + one)
@@ -105,7 +104,7 @@ def surrogate_slope(slope, h, count, threshold, kind, a, one):
             slope[i] = one
 
 
-@njit(fastmath={"contract", "reassoc", "nsz"}, **OPTIONS)
+@kernel(fastmath={"contract", "reassoc", "nsz"})
 def dot(a, b, count):
     """``sum_i a[i] b[i]``, in any order."""
     total = a[0] * b[0]

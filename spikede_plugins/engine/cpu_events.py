@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from spikede_plugins.engine.cpu_sums import OPTIONS, widest
+from spikede_plugins.engine.compiled import kernel
+from spikede_plugins.engine.cpu_sums import widest
 from spikede_plugins.engine.outlined import share
 
 #: Newton steps to a crossing under a ramp, as in ``spiking_dynamics``.
 _NEWTON_STEPS = 100
 
 
-@njit(**OPTIONS)
+@kernel()
 def _under_ramp(c, b, tau, span, missing):
     """The first root of c + b t + e exp(-t / tau) up to ``span``, or inf; see ``ODELIFDynamics``."""
     e = -missing - c
@@ -44,7 +44,7 @@ def _under_ramp(c, b, tau, span, missing):
     return t
 
 
-@njit(**OPTIONS)
+@kernel()
 def _wait(leaky, v, current, slope, ramp, span, rest, threshold, tau, capacity):
     """How long it takes to the first spike; inf if it is not within ``span``."""
     missing = threshold - v
@@ -75,7 +75,7 @@ def _wait(leaky, v, current, slope, ramp, span, rest, threshold, tau, capacity):
     return found if found <= span else math.inf
 
 
-@njit(**OPTIONS)
+@kernel()
 def _flow(leaky, v, current, slope, span, gone, rest, tau, capacity):
     """The potential after ``span``; ``gone`` is 1 - exp(-span / tau)."""
     if leaky:
@@ -85,7 +85,7 @@ def _flow(leaky, v, current, slope, span, gone, rest, tau, capacity):
     return v + (current + 0.5 * slope * span) * span / capacity
 
 
-@njit(**OPTIONS)
+@kernel()
 def events(
     leaky, currents, before, ramp, begun, duration, refractory, values, limit, v, held, counts, times, number,
     tiles, first_tile, last_tile,
@@ -206,6 +206,6 @@ def events(
                 counts[k, column + j] = spikes[j, k]
 
 
-@njit(**OPTIONS)
+@kernel()
 def share_events(arguments, tiles, pieces, threads, parallel):
     return share(events, arguments, tiles, pieces, threads, parallel)

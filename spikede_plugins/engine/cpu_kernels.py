@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from spikede_plugins.engine.compiled import kernel
 from spikede_plugins.engine.cpu_dynamics import (
     DELAYED_RESETS,
     DIVIDE,
@@ -28,7 +27,6 @@ from spikede_plugins.engine.cpu_steps import (
     step,
     step_adjoint,
 )
-from spikede_plugins.engine.cpu_sums import OPTIONS
 from spikede_plugins.engine.outlined import share
 
 __all__ = [
@@ -38,45 +36,45 @@ __all__ = [
     "fire_step", "fire_step_adjoint", "forward", "step", "step_adjoint",
 ]  # fmt: skip
 
-# A function each: numba caches on disk only what a module names.
+# A function each: only what a module names is kept on disk.
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_forward(arguments, tiles, pieces, threads, parallel):
     return share(forward, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_backward(arguments, tiles, pieces, threads, parallel):
     return share(backward, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_begin(arguments, tiles, pieces, threads, parallel):
     return share(begin, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_begin_adjoint(arguments, tiles, pieces, threads, parallel):
     return share(begin_adjoint, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_step(arguments, tiles, pieces, threads, parallel):
     return share(step, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_step_adjoint(arguments, tiles, pieces, threads, parallel):
     return share(step_adjoint, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_fire_step(arguments, tiles, pieces, threads, parallel):
     return share(fire_step, arguments, tiles, pieces, threads, parallel)
 
 
-@njit(**OPTIONS)
+@kernel()
 def _share_fire_step_adjoint(arguments, tiles, pieces, threads, parallel):
     return share(fire_step_adjoint, arguments, tiles, pieces, threads, parallel)
 

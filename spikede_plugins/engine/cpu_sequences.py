@@ -7,11 +7,10 @@ charged potential, incoming and outgoing gradient backward.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from spikede_plugins.engine.compiled import kernel
 from spikede_plugins.engine.cpu_dynamics import charge, dot, surrogate_slope
 from spikede_plugins.engine.cpu_sums import (
-    OPTIONS,
     add_history,
     add_lagged,
     add_product,
@@ -23,7 +22,7 @@ from spikede_plugins.engine.cpu_sums import (
 )
 
 
-@njit(**OPTIONS)
+@kernel()
 def forward(
     x, v0, start, rows, entering, limit, plan, room, given_base, has_base, traces, has_traces, new_traces,
     weights, brackets, readout, decay, inject, form, leak, rest, threshold, strict, hard, reset, early, drop,
@@ -138,7 +137,7 @@ def forward(
                     there[i] = here[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def backward(
     h_seq, rebuild, rows, start, v0, marks, v_last, entering, limit, plan, weights, gains, readout_t, decay,
     inject_t, charge_slope, input_slope, form, leak, pull, rest, threshold, strict, hard, reset, detach,

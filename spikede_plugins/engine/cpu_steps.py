@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from spikede_plugins.engine.compiled import kernel
 from spikede_plugins.engine.cpu_dynamics import dot, surrogate_slope
 from spikede_plugins.engine.cpu_sums import (
-    OPTIONS,
     add_history,
     add_lagged,
     add_product,
@@ -19,7 +18,7 @@ from spikede_plugins.engine.cpu_sums import (
 )
 
 
-@njit(**OPTIONS)
+@kernel()
 def begin(
     rows, block, traces, has_traces, weights, readout, decay, inject, sign, base, new_traces, tiles,
     first_tile, last_tile,
@@ -54,7 +53,7 @@ def begin(
                     there[i] = here[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def begin_adjoint(
     delta, block, into_rows, has_rows, into_traces, has_traces_in, weights, readout_t, decay, inject_t,
     grad_rows, grad_traces, tiles, first_tile, last_tile,
@@ -97,7 +96,7 @@ def begin_adjoint(
                 there[i] = -here[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def step(
     charged, v, origin, start, has_start, rows, minus, weights, brackets, h, total, keep_total, tiles,
     first_tile, last_tile,
@@ -131,7 +130,7 @@ def step(
                 there[i] = -known[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def step_adjoint(
     d, own, delta, place, late, has_late, weights, gains, one, grad_c, grad_v, grad_origin, apart, tiles,
     first_tile, last_tile,
@@ -170,7 +169,7 @@ def step_adjoint(
                 into_v[i] = (one - gain) * given[i] - total[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def fire_step(
     x, v, start, has_start, rows, minus, weights, brackets, leak, threshold, reset, one, spikes, h, tiles,
     first_tile, last_tile,
@@ -219,7 +218,7 @@ def fire_step(
             fired[i] = one if c[i] > threshold else zero
 
 
-@njit(**OPTIONS)
+@kernel()
 def fire_step_adjoint(
     grad_s, has_s, grad_h, has_h, h, v, delta, place, late, has_late, weights, gains, leak, threshold, reset,
     kind, sharpness, one, x, levers, keep_levers, grad_x, grad_v, own, keep_own, tiles, first_tile, last_tile,

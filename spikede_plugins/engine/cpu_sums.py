@@ -6,20 +6,15 @@ matrices, four rows by four in registers; the lags inside the block are summed s
 Each number is summed in the same order whatever T is: one step at a time gives the same bits as all at once.
 
 Kernels hold no lock and run a range of tiles, so any number of threads share the work. A tile is
-``(first neuron, count, channel)``. Only sums may be contracted. Kernels are cached on disk by the file they
-are in: after a change here, remove ``engine/__pycache__``.
+``(first neuron, count, channel)``. Only sums may be contracted.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from numba import njit
-
-OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
+from spikede_plugins.engine.compiled import kernel
 
 
-@njit(**OPTIONS)
+@kernel()
 def widest(tiles, first_tile, last_tile):
     """The most neurons of a tile: as many columns a thread's own arrays have."""
     width = 0
@@ -28,7 +23,7 @@ def widest(tiles, first_tile, last_tile):
     return width
 
 
-@njit(fastmath={"contract"}, **OPTIONS)
+@kernel(fastmath={"contract"})
 def add_history(total, weights, rows, column, newest, step, count, lags):
     """``total[i] += sum_{m < lags} weights[m] rows[newest + m step, column + i]`` for ``i < count``."""
     m, stop = 0, column + count
@@ -72,7 +67,7 @@ def add_history(total, weights, rows, column, newest, step, count, lags):
         m += 1
 
 
-@njit(fastmath={"contract"}, **OPTIONS)
+@kernel(fastmath={"contract"})
 def add_lagged(out, first, n_out, rows, start, n_in, weights, base, sign, count):
     """``out[first + o] += sum_{j < n_in} weights[base + sign (o - j)] rows[start + j]``, ``o < n_out``."""
     o = 0
@@ -133,7 +128,7 @@ def add_lagged(out, first, n_out, rows, start, n_in, weights, base, sign, count)
         o += 1
 
 
-@njit(fastmath={"contract"}, **OPTIONS)
+@kernel(fastmath={"contract"})
 def add_product(out, first, n_out, rows, start, n_in, matrix, top, left, count):
     """``out[first + o] += sum_j matrix[top + o, left + j] rows[start + j]``, ``o < n_out``, ``j < n_in``."""
     o = 0
@@ -195,7 +190,7 @@ def add_product(out, first, n_out, rows, start, n_in, matrix, top, left, count):
         o += 1
 
 
-@njit(**OPTIONS)
+@kernel()
 def fold(traces, zero, decay, inject, rows, start, folds, known, count):
     """``z <- decay z + inject rows`` for ``folds`` blocks of rows; ``known``: whether there were traces."""
     size = inject.shape[1]
@@ -211,7 +206,7 @@ def fold(traces, zero, decay, inject, rows, start, folds, known, count):
         add_product(traces, 0, decay.shape[0], rows, start + n * size, size, inject, 0, 0, count)
 
 
-@njit(**OPTIONS)
+@kernel()
 def unfold(traces, zero, decay, inject_t, rows, start, folds, spread, count):
     """The adjoint of :func:`fold`, for the blocks of rows before ``start``; leaves out those before row 0."""
     size = spread.shape[0]
@@ -230,7 +225,7 @@ def unfold(traces, zero, decay, inject_t, rows, start, folds, spread, count):
                 z[i] = keep * z[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def load(local, rows, first, last, column, count):
     """``local[r - first] = rows[r]`` of one tile."""
     for r in range(first, last):
@@ -239,7 +234,7 @@ def load(local, rows, first, last, column, count):
             here[i] = there[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def load_minus(local, rows, given, zero, column, count):
     """``local[r] = -rows[r]`` of one tile; zeros where nothing is given."""
     for r in range(local.shape[0]):
