@@ -21,7 +21,8 @@ from spikede_plugins.registry import ADAPTERS, PluginStatus, available_adapters,
 from spikede_plugins.registry import get_solver as solver_named
 
 _PACKAGES = (
-    "torch", "numpy", "spikingjelly", "snntorch", "numba", "triton", "matplotlib", "scikit-learn", "rich",
+    "torch", "numpy", "spikingjelly", "snntorch", "numba", "triton", "torchdiffeq", "matplotlib",
+    "scikit-learn", "rich",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from spikede_plugins.errors import ReleaseError, SpikedeWarning
 
 #: The oldest and the newest release that the matrix ran with.
 TESTED = {
-    "torch": ("2.6.0", "2.14.1"),
+    "torch": ("2.6.0", "2.15.0"),
     "spikingjelly": ("0.0.0.0.14", "2.0.0"),
     "snntorch": ("0.9.4", "1.0.0"),
 }

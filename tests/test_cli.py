@@ -45,7 +45,7 @@ def test_doctor_shows_versions_adapters_solvers_and_engines(capsys):
     out = capsys.readouterr().out
     for line in ("versions", "adapters", "solvers", "engines"):
         assert f"\n{line}\n" in f"\n{out}"
-    assert "torch                  active" in out
+    assert "torchdiffeq" in out and "torch                  active" in out
     assert "fused CPU (numba)" in out and "fused GPU (Triton)" in out
     assert "accuracy 2 at alpha = 0.5, 1.5 from a t^alpha start: product trapezoidal" in out
 
