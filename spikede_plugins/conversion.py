@@ -202,7 +202,7 @@ def conversion_report(model: nn.Module) -> ConversionReport:
         OptionTypeError: if ``model`` is no ``nn.Module``.
     """
     rows = []
-    for neuron in find_neurons(check_model(model), adapters_in_use()):
+    for neuron in find_neurons(check_model(model), adapters_in_use(), to_change=False):
         paths = tuple(neuron.paths)
         support = None if neuron.fractional else neuron.adapter.support(neuron.module)
         if support is None:

@@ -2,19 +2,24 @@
 
 The Caputo order alpha lives in (0, 1]; alpha = 1 is the ordinary derivative. A learnable order is an
 ``nn.Parameter`` that is *read* through :func:`bounded`, so what the solvers see never leaves the interval.
+
+Where training is spread over processes or devices, what a forward pass sees may be a copy of the parameter
+that the optimiser holds: gathered from shards (FSDP), or replicated (``DataParallel``). See
+:meth:`FractionalOrder.keep_inside`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikede_plugins.errors import OptionError, OptionTypeError, OrderError
+from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
 
 #: A learnable order is kept at or above this value (weights and gain are smooth down to it).
 ALPHA_MIN = 1e-4
@@ -144,22 +149,52 @@ class _Bounded(torch.autograd.Function):
     """Clamp whose gradient is stopped only where it would push further out of the interval."""
 
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(raw)
-        ctx.low, ctx.high = low, high
+    def forward(
+        ctx: Any, raw: Tensor, low: float, high: float, at_the_end: Callable[[], None] | None
+    ) -> Tensor:
+        # As it is now: by the backward pass shards may be gathered anew, from values further out.
+        ctx.save_for_backward(raw > high, raw < low)
+        ctx.at_the_end = at_the_end
         return raw.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        (raw,) = ctx.saved_tensors
+        above, below = ctx.saved_tensors
+        if ctx.at_the_end is not None:
+            torch.autograd.Variable._execution_engine.queue_callback(ctx.at_the_end)  # type: ignore[attr-defined]
         # A descent step moves against the gradient: at the upper end a negative gradient pushes out.
-        outward = ((raw > ctx.high) & (grad < 0)) | ((raw < ctx.low) & (grad > 0))
-        return grad.masked_fill(outward, 0.0), None, None
+        outward = (above & (grad < 0)) | (below & (grad > 0))
+        return grad.masked_fill(outward, 0.0), None, None, None
 
 
-def bounded(raw: Tensor, low: float, high: float) -> Tensor:
-    """``raw`` clamped to [low, high]; gradients that lead back inside pass, others stop."""
-    return _Bounded.apply(raw, low, high)
+def bounded(raw: Tensor, low: float, high: float, at_the_end: Callable[[], None] | None = None) -> Tensor:
+    """``raw`` clamped to [low, high]; gradients that lead back inside pass, others stop.
+
+    ``at_the_end`` is called when a backward pass through this is over.
+    """
+    return _Bounded.apply(raw, low, high, at_the_end)
+
+
+_FLAT = (
+    "a learned order ({}) has left its interval and cannot be put back on the edge, since it is a piece of "
+    "FSDP's flat parameter. Neurons never see it outside, but the optimiser's value may differ from that "
+    "of a single process. Pass use_orig_params=True to FullyShardedDataParallel."
+)
+_SHARDED = (
+    "a learned order ({}) is sharded over processes and only a part of it is here; look at it where it is "
+    "whole: after model.unshard(), in FullyShardedDataParallel.summon_full_params(model), or in a full "
+    "state_dict."
+)
+
+
+def _is_shard(raw: Tensor, count: int) -> bool:
+    """Whether this is a DTensor, or the piece of a parameter that FSDP has left with this process."""
+    return hasattr(raw, "to_local") or raw.numel() != count
+
+
+def _is_freed(raw: Tensor) -> bool:
+    """Whether this is a view of a flat parameter that FSDP has freed."""
+    return raw.untyped_storage().nbytes() == 0 < raw.numel()
 
 
 class FractionalOrder(nn.Module):
@@ -171,10 +206,19 @@ class FractionalOrder(nn.Module):
 
     A fixed order holds no parameter and no buffer, so it adds no key to a ``state_dict``. A learnable
     one adds ``alpha`` (and ``coefficients``); a checkpoint without them loads and leaves them as they are.
+    They are vectors (a single order has one element), since FSDP shards no scalars.
+
+    Called, it gives what a solver needs, and as any module it may be sharded on its own.
 
     Raises:
         OrderError, OptionError, OptionTypeError: for values that cannot be used.
     """
+
+    #: Whether the optimiser's own values may lie outside: put back at the end of the next backward pass.
+    _outside = False
+    _warned = False
+    #: The order that this one is a replica of (``DataParallel``).
+    _master: tuple[FractionalOrder, ...] = ()
 
     def __init__(self, alpha: float | PerChannel | MultiTerm, learn_alpha: bool = False) -> None:
         super().__init__()
@@ -195,10 +239,12 @@ class FractionalOrder(nn.Module):
         self.multi_term = coefficients is not None
         self._fixed_alpha: float | tuple[float, ...] | None = None
         self._fixed_coefficients: tuple[float, ...] | None = None
+        #: How many orders: channels or terms.
+        self.count = len(values) if isinstance(values, tuple) else 1
         self.low = min(ALPHA_MIN, *(values if isinstance(values, tuple) else (values,)))
         self.low_coefficient = min(COEFFICIENT_MIN, *(coefficients or (1.0,)))
         if learn_alpha:
-            self.alpha = nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))
+            self.alpha = nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()).reshape(-1))
         else:
             self._fixed_alpha = values
         if learn_coefficients:
@@ -228,18 +274,68 @@ class FractionalOrder(nn.Module):
 
         What solvers see is bounded anyway; but a parameter left outside would drift on with the optimiser's
         momentum, and take as long to come back.
+
+        In the forward pass of an FSDP module or of a replica these are copies. Clamping them gives the
+        gradients of an ordinary module; the optimiser's own are at hand, and clamped, when the backward pass
+        is over.
         """
         for name, low, high in (("alpha", self.low, 1.0), ("coefficients", self.low_coefficient, math.inf)):
-            raw = self._parameters.get(name)
-            if raw is not None and bool(((raw > high) | (raw < low)).any()):
-                with torch.no_grad():
-                    raw.clamp_(low, high)
+            raw = getattr(self, name, None)
+            if not isinstance(raw, Tensor):
+                continue
+            raw = raw.detach()
+            raw = raw.to_local() if hasattr(raw, "to_local") else raw
+            if not bool(((raw > high) | (raw < low)).any()):
+                continue
+            if name not in self._parameters and not self._master:
+                if name in vars(self) and not self._warned:  # a piece of FSDP's flat parameter
+                    self._warned = True
+                    warnings.warn(_FLAT.format(name), SpikedeWarning, stacklevel=2)
+                continue
+            # Not `raw.clamp_`, which a view of several would refuse.
+            raw.data.clamp_(low, high)
+            self._outside = True
+
+    def _put_back(self) -> None:
+        self._outside = False
+        for order in self._master or (self,):
+            order.keep_inside()
+            order._outside = False
+
+    @property
+    def _sharded(self) -> bool:
+        learned = [getattr(self, name, None) for name in ("alpha", "coefficients")]
+        return any(_is_shard(raw, self.count) or _is_freed(raw) for raw in learned if raw is not None)
+
+    def _replicate_for_data_parallel(self) -> FractionalOrder:
+        replica = super()._replicate_for_data_parallel()
+        replica._master = self._master or (self,)
+        return replica
+
+    def _read(self, name: str, device: torch.device | None, low: float, high: float) -> Tensor:
+        raw = getattr(self, name)
+        if _is_shard(raw, self.count):
+            raise StateError(_SHARDED.format(name))
+        single = not (self.multi_term or self.channel_dim is not None)
+        raw = raw.to(device=device, dtype=torch.float64).reshape(() if single else -1)
+        return bounded(raw, low, high, self._put_back if self._outside else None)
+
+    def forward(self, device: torch.device | None = None) -> list[Tensor]:
+        """The orders and, of several terms, their coefficients, with a learned one put back inside before."""
+        if not torch.compiler.is_compiling():
+            self.keep_inside()
+        coefficients = self.term_coefficients(device)
+        return [self.alphas(device), *([] if coefficients is None else [coefficients])]
 
     def alphas(self, device: torch.device | None = None) -> Tensor:
-        """The orders as seen by a solver: shape [] (one order), [C] (channels) or [K] (terms), float64."""
+        """The orders as seen by a solver: shape [] (one order), [C] (channels) or [K] (terms), float64.
+
+        Raises:
+            StateError: for a learned order that is sharded over processes and not gathered now.
+        """
         if self._fixed_alpha is not None:
             return torch.tensor(self._fixed_alpha, dtype=torch.float64, device=device)
-        return bounded(self.alpha.to(device=device, dtype=torch.float64), self.low, 1.0)
+        return self._read("alpha", device, self.low, 1.0)
 
     def term_coefficients(self, device: torch.device | None = None) -> Tensor | None:
         """The factors of a multi-term order, shape [K], float64; None for a single order."""
@@ -247,11 +343,12 @@ class FractionalOrder(nn.Module):
             return None
         if self._fixed_coefficients is not None:
             return torch.tensor(self._fixed_coefficients, dtype=torch.float64, device=device)
-        raw = self.coefficients.to(device=device, dtype=torch.float64)
-        return bounded(raw, self.low_coefficient, math.inf)
+        return self._read("coefficients", device, self.low_coefficient, math.inf)
 
     def describe(self) -> str:
         """A short text for reports: the current value(s) and what is trained."""
+        if self._sharded:
+            return "sharded (learned)"
         values = self.alphas().detach().reshape(-1).tolist()
         shown = ", ".join(f"{v:.4g}" for v in values[:4]) + (", ..." if len(values) > 4 else "")
         if self.multi_term:
@@ -275,6 +372,10 @@ class FractionalOrder(nn.Module):
     ) -> None:
         # A checkpoint of the integer model knows no order: it loads, and the order stays as it is.
         missing: list[str] = []
+        for name in ("alpha", "coefficients"):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and saved.dim() == 0:
+                state_dict[prefix + name] = saved.reshape(1)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )

@@ -28,6 +28,7 @@ _WRAPPERS = {
     "OptimizedModule": "compiled code is bound to the native neurons; convert before torch.compile",
     "DistributedDataParallel": "its gradient buckets are fixed when it wraps; convert before wrapping",
     "FullyShardedDataParallel": "its parameters are flattened when it wraps; convert before wrapping",
+    "FSDPModule": "its parameters are sharded by fully_shard; convert before that",
 }
 
 
@@ -81,30 +82,32 @@ def check_model(model: Any) -> nn.Module:
     return model
 
 
-def _wrapper(module: nn.Module) -> str:
+def _wrapper(module: nn.Module) -> str | None:
     for cls in type(module).__mro__:
         if cls.__name__ in _WRAPPERS and cls.__module__.startswith("torch."):
             return cls.__name__
-    return ""
+    return None
 
 
-def find_neurons(model: nn.Module, adapters: Iterable[Adapter]) -> list[Neuron]:
+def find_neurons(model: nn.Module, adapters: Iterable[Adapter], *, to_change: bool = True) -> list[Neuron]:
     """Every spiking neuron once, in the order of ``named_modules``; nothing inside a neuron is looked at.
 
     Raises:
-        ConversionError: if one sits inside a wrapper that cannot follow a change of its modules.
+        ConversionError: if they are to be changed and one sits inside a wrapper that cannot follow that.
     """
     found: dict[int, Neuron] = {}
-    _visit(model, "", (), "", list(adapters), found)
+    _visit(model, "", (), None if to_change else "", list(adapters), found)
     return list(found.values())
 
 
 # Not a closure: one that calls itself keeps the neurons it found alive until the garbage collector comes,
 # and what remembers them weakly (SpikingJelly's reset_net) would go on with the replaced ones.
 def _visit(
-    module: nn.Module, path: str, above: tuple[int, ...], wrapper: str, known: list[Adapter],
+    module: nn.Module, path: str, above: tuple[int, ...], wrapper: str | None, known: list[Adapter],
     found: dict[int, Neuron],
 ) -> None:
+    if wrapper is None:
+        wrapper = _wrapper(module)
     neuron = found.get(id(module)) or _recognise(module, known)
     if neuron is not None:
         if wrapper:
@@ -118,7 +121,7 @@ def _visit(
     for key, child in module._modules.items():
         if child is not None:
             below = f"{path}.{key}" if path else key
-            _visit(child, below, (*above, id(module)), wrapper or _wrapper(module), known, found)
+            _visit(child, below, (*above, id(module)), wrapper, known, found)
 
 
 def _recognise(module: nn.Module, adapters: list[Adapter]) -> Neuron | None:

@@ -203,8 +203,9 @@ class FractionalOperator(nn.Module):
             if kept is not None and self.order.fixed and _enough(kept.kernel, needed, traced):
                 return kept.kernel
             return self._compute(needed, like, traced)
-        self.order.keep_inside()
-        values = self._values()
+        numbers = self._learnable() if not self.order.fixed else []
+        with torch.no_grad():  # the numbers the kernel depends on, as they are now
+            values = tuple(x for t in numbers for x in t.reshape(-1).tolist())
         if (
             kept is None
             or kept.values != values
@@ -216,31 +217,27 @@ class FractionalOperator(nn.Module):
                 length *= 2
             # Numbers made in inference mode could not be trained with later.
             with torch.inference_mode(False), torch.no_grad():
-                kernel = self._compute(length, like, traced)._replace(source=Source())
-            kept = _Kept(values, kernel, self._tangents(length, like, traced) if with_graph else None)
+                kernel = self._compute(length, like, traced, numbers or None)._replace(source=Source())
+            slopes = self._tangents(length, like, traced, numbers) if with_graph else None
+            kept = _Kept(values, kernel, slopes)
             self._cache[key] = kept
         if not with_graph or kept.tangents is None:
             return kept.kernel
-        return self._with_graph(kept.kernel, kept.tangents)
-
-    def _values(self) -> tuple[float, ...]:
-        """The numbers the kernel depends on, as they are now."""
-        if self.order.fixed:
-            return ()
-        with torch.no_grad():
-            return tuple(x for t in self._learnable() for x in t.reshape(-1).tolist())
+        return self._with_graph(kept.kernel, kept.tangents, numbers)
 
     def _learnable(self) -> list[Tensor]:
-        """Orders and coefficients as the solver sees them, float64, with their graph."""
-        coefficients = self.order.term_coefficients(_CPU)
-        return [self.order.alphas(_CPU), *([] if coefficients is None else [coefficients])]
+        """Orders and coefficients as the solver sees them, float64, with their graph.
 
-    def _tangents(self, n: int, like: Tensor, traced: bool) -> list[list[Kernel]]:
+        By a call of the order, as a module that is sharded on its own wants it.
+        """
+        return self.order(_CPU)  # type: ignore[no-any-return]
+
+    def _tangents(self, n: int, like: Tensor, traced: bool, numbers: list[Tensor]) -> list[list[Kernel]]:
         """The derivative of the kernel to each number it depends on: by parameter, then by number.
 
         One order a channel is one derivative, as every column of the weights has its own order.
         """
-        numbers = [t.detach() for t in self._learnable()]
+        numbers = [t.detach() for t in numbers]
         tangents = []
         for i, number in enumerate(numbers):
             directions = (
@@ -256,10 +253,10 @@ class FractionalOperator(nn.Module):
             )
         return tangents
 
-    def _with_graph(self, kernel: Kernel, tangents: list[list[Kernel]]) -> Kernel:
+    def _with_graph(self, kernel: Kernel, tangents: list[list[Kernel]], numbers: list[Tensor]) -> Kernel:
         """The kernel as a function of the parameters: its value, and to first order its change."""
         fields: list[Any] = list(kernel)
-        for number, derivatives in zip(self._learnable(), tangents, strict=True):
+        for number, derivatives in zip(numbers, tangents, strict=True):
             change = number - number.detach()  # zero, and the way back to the parameter
             parts = change.reshape(-1).unbind() if self.order.multi_term else [change.reshape(-1)]
             for part, derivative in zip(parts, derivatives, strict=True):

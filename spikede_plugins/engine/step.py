@@ -82,7 +82,7 @@ def check_channels(operator: FractionalOperator, shape: torch.Size) -> int | Non
     dim = operator.order.channel_dim
     if dim is None:
         return None
-    count = operator.order.alphas().shape[0]
+    count = operator.order.count
     if not -len(shape) <= dim < len(shape) or shape[dim] != count:
         raise OptionError(
             f"PerChannel has {count} orders for dimension {dim}, but one time step has shape "
