@@ -220,3 +220,24 @@ def test_a_solver_needs_no_more_than_gain_and_weights():
 def test_the_gain_at_order_one_is_the_step_to_the_last_bit(name, step_size):
     one = torch.ones((), dtype=torch.float64)
     assert get_solver(name).gain(one, step_size).item() == step_size
+
+
+# -- learning an order of one -----------------------------------------------------------------------
+
+
+def test_gl_weights_have_their_derivative_at_order_one_too():
+    alpha = order(1.0).requires_grad_()
+    weights = GrunwaldLetnikov().weights(alpha, 60)
+    assert weights.tolist() == [-1.0] + 59 * [0.0]
+    slopes = [torch.autograd.grad(w, alpha, retain_graph=True)[0].item() for w in weights]
+    assert slopes == pytest.approx([-1.0] + [1.0 / (m * (m - 1)) for m in range(2, 61)], rel=1e-12)
+
+
+def test_their_derivative_at_order_one_does_not_take_a_pass_for_each_weight():
+    """At order one all weights but the first vanish, and torch goes through a product with zeros one by one."""
+    alpha = order(1.0).requires_grad_()
+    weights = GrunwaldLetnikov().weights(alpha, 1000)
+    upstream = torch.ones_like(weights, requires_grad=True)  # as the engine does: the kernel's derivatives
+    with torch.autograd.profiler.profile() as seen:
+        torch.autograd.grad(weights, alpha, upstream, create_graph=True)
+    assert 10 < len(seen.function_events) < 200

@@ -27,4 +27,12 @@ class GrunwaldLetnikov(ExplicitSolver):
     def weights(self, alpha: Tensor, n: int) -> Tensor:
         m = torch.arange(1, n + 1, dtype=alpha.dtype, device=alpha.device)
         m = m.reshape(-1, *([1] * alpha.dim()))
-        return torch.cumprod(1.0 - (1.0 + alpha) / m, dim=0)
+        factors = 1.0 - (1.0 + alpha) / m
+        weights = torch.cumprod(factors, dim=0)
+        if not alpha.requires_grad or n < 3:
+            return weights
+        # The second factor vanishes at alpha = 1, and through a zero torch differentiates a cumulative product
+        # in n^2 steps. The same product with that factor outside carries the gradient, and adds nothing.
+        far = factors[0] * factors[1] * torch.cumprod(factors[2:], dim=0)
+        same = torch.cat([factors[:1], factors[:1] * factors[1:2], far])
+        return weights.detach() + (same - same.detach())
