@@ -47,13 +47,12 @@ from spikede_plugins.tree import (
     KIND_MARK,
     NATIVE_MARK,
     Neuron,
-    bind_hooks,
+    Trade,
     check_model,
     copy_model,
-    exchange,
     find_neurons,
-    replace_modules,
 )
+from spikede_plugins.uninterrupted import Uninterrupted
 
 AlphaOption = (
     float | PerChannel | MultiTerm | Tensor
@@ -426,8 +425,7 @@ class _Workpiece:
         """Build a new neuron for each step, then put all in place; undo everything if anything fails."""
         old = [neuron for neuron, _ in steps]
         made: list[nn.Module] = []
-        marks_before = [vars(module).get(NATIVE_MARK) for module, _ in self.marks]
-        traded = False
+        change: Uninterrupted[nn.Module] | None = None
         try:
             if not self.inplace:
                 for adapter, copied in _by_adapter(self.neurons, [n.module for n in self.neurons]):
@@ -436,17 +434,30 @@ class _Workpiece:
                         adapter.reset_state(module)
             for neuron, build in steps:
                 made.append(_build(neuron, build))
+            change = Uninterrupted(partial(self._change, self._trade(old, made), old, made))
+            return change.run()
+        except BaseException:
+            if change is None or change.give_up():  # what has begun is brought to its end in any case
+                self._abandon(old, made)
+            raise
+
+    def _change(self, trade: Trade, old: list[Neuron], made: list[nn.Module]) -> nn.Module:
+        """Put the new neurons and the marks in place, all of them or none; the root that results."""
+        marks_before = [vars(module).get(NATIVE_MARK) for module, _ in self.marks]
+        finishing = False
+        try:
             for module, mark in self.marks:
                 _set_mark(module, mark)
-            root = self._trade(old, made)
-            traded = True
+            trade.carry_out()
+            root = made[0] if self._root_is_neuron(old) and not self.inplace else self.model
+            finishing = True
             self._finish(root, old, made)
             return root
         except BaseException:
             for (module, _), mark in zip(self.marks, marks_before, strict=True):
                 _set_mark(module, mark)
-            if traded:
-                self._trade(old, made, back=True)
+            trade.undo()
+            if finishing:
                 with suppress(Exception):  # the error that led here is the one to tell
                     self._finish(self.model, old, made, back=True)
             self._abandon(old, made)
@@ -455,17 +466,12 @@ class _Workpiece:
     def _root_is_neuron(self, old: Sequence[Neuron]) -> bool:
         return bool(old) and old[0].module is self.model
 
-    def _trade(self, old: Sequence[Neuron], made: Sequence[nn.Module], back: bool = False) -> nn.Module:
-        """Put the new neurons in the place of the old ones (or back); the root that results."""
+    def _trade(self, old: Sequence[Neuron], made: Sequence[nn.Module]) -> Trade:
         if not self._root_is_neuron(old):
-            pairs = [(n.module, new) for n, new in zip(old, made, strict=True)]
-            replace_modules(self.model, [(new, was) for was, new in pairs] if back else pairs)
-        elif self.inplace:
-            exchange(self.model, made[0])
-        elif not back:
-            bind_hooks(made[0])
-            return made[0]
-        return self.model
+            return Trade.replacing(self.model, [(n.module, new) for n, new in zip(old, made, strict=True)])
+        if self.inplace:
+            return Trade.exchanging(self.model, made[0])
+        return Trade([], [(self.model, made[0])])
 
     def _finish(
         self, root: nn.Module, old: Sequence[Neuron], made: Sequence[nn.Module], back: bool = False

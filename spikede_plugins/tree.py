@@ -6,9 +6,10 @@ import copy
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -178,45 +179,92 @@ def _graph_tensors(attributes: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
 
 # -- replacing ------------------------------------------------------------------------------------
 
-
-def replace_modules(model: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-    """Put the second of each pair wherever a module of ``model`` holds the first.
-
-    Children in every slot, and references in plain attributes: lists, tuples and dictionaries of layers kept
-    beside the children, however nested, and bound methods (``self.act = self.lif.forward``).
-    """
-    new = {id(old): fresh for old, fresh in pairs}
-    seen: set[int] = set()
-    for module in list(model.modules()):
-        if id(module) in new:
-            continue  # it leaves as it is, so that it can come back
-        _replaced(module._modules, new, seen)
-        attributes = vars(module)
-        for key, value in list(attributes.items()):
-            changed = _replaced(value, new, seen)
-            if changed is not value:
-                attributes[key] = changed
-    for fresh in new.values():
-        bind_hooks(fresh)
+Pairs = Iterable[tuple[nn.Module, nn.Module]]
 
 
-def _replaced(value: Any, new: dict[int, nn.Module], seen: set[int]) -> Any:
-    """``value`` with the new modules in it: itself where it can be changed or holds none, else a new one."""
+class _Place(NamedTuple):
+    """Something that holds a module, what it holds, and what it is to hold."""
+
+    put: Callable[[Any, Any], Any]
+    key: Any
+    before: Any
+    after: Any
+
+
+class Trade:
+    """Modules that take the places of others. All places are found before the first one is changed."""
+
+    def __init__(self, places: list[_Place], pairs: list[tuple[nn.Module, nn.Module]]) -> None:
+        self._places, self._pairs = places, pairs
+
+    @classmethod
+    def replacing(cls, model: nn.Module, pairs: Pairs) -> Trade:
+        """The second of each pair wherever a module of ``model`` holds the first.
+
+        Children in every slot, and references in plain attributes: lists, tuples and dictionaries of layers
+        kept beside the children, however nested, and bound methods (``self.act = self.lif.forward``).
+        """
+        pairs = list(pairs)
+        new = {id(old): fresh for old, fresh in pairs}
+        places: list[_Place] = []
+        seen: set[int] = set()
+        for module in model.modules():
+            if id(module) not in new:  # those leave as they are, so that they can come back
+                _replaced(module._modules, new, places, seen)
+                _replaced(vars(module), new, places, seen)
+        return cls(places, pairs)
+
+    @classmethod
+    def exchanging(cls, a: nn.Module, b: nn.Module) -> Trade:
+        """Each becomes, in class and content, what the other was.
+
+        For a model that is itself a neuron and is converted in place: the caller's reference is all there is.
+        """
+        places = []
+        for module, other in ((a, b), (b, a)):
+            content = {key: _rebind(value, other, module) for key, value in vars(other).items()}
+            put = partial(object.__setattr__, module)
+            places.append(_Place(put, "__class__", type(module), type(other)))
+            places.append(_Place(put, "__dict__", vars(module), content))
+        return cls(places, [(a, a)])
+
+    def carry_out(self) -> None:
+        """Make the change."""
+        for place in self._places:
+            place.put(place.key, place.after)
+        for _, fresh in self._pairs:
+            bind_hooks(fresh)
+
+    def undo(self) -> None:
+        """Take the change back, also one that went only half way."""
+        for place in reversed(self._places):
+            place.put(place.key, place.before)
+        for old, _ in self._pairs:
+            bind_hooks(old)
+
+
+def replace_modules(model: nn.Module, pairs: Pairs) -> None:
+    """Put the second of each pair wherever a module of ``model`` holds the first; see :class:`Trade`."""
+    Trade.replacing(model, pairs).carry_out()
+
+
+def _replaced(value: Any, new: dict[int, nn.Module], places: list[_Place], seen: set[int]) -> Any:
+    """What is to stand where ``value`` does; what changes inside of it is added to ``places``."""
     if id(value) in new:
         return new[id(value)]
     if isinstance(value, types.MethodType) and id(value.__self__) in new:
         return getattr(new[id(value.__self__)], value.__name__, value)
     if isinstance(value, tuple):
-        items = [_replaced(item, new, seen) for item in value]
+        items = [_replaced(item, new, places, seen) for item in value]
         if all(item is was for item, was in zip(items, value, strict=True)):
             return value
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if isinstance(value, (dict, list, deque)) and id(value) not in seen:
         seen.add(id(value))
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            changed = _replaced(item, new, seen)
+            changed = _replaced(item, new, places, seen)
             if changed is not item:
-                value[key] = changed
+                places.append(_Place(value.__setitem__, key, item, changed))
     return value
 
 
@@ -226,19 +274,6 @@ def bind_hooks(module: nn.Module) -> None:
     for hook in hooks.values():
         if getattr(hook, "with_module", False):
             hook.module = weakref.ref(module)
-
-
-def exchange(a: nn.Module, b: nn.Module) -> None:
-    """Let two modules trade places: each becomes, in class and content, what the other was.
-
-    For a model that is itself a neuron and is converted in place: the caller's reference is all there is.
-    """
-    of_a, of_b = dict(vars(a)), dict(vars(b))
-    class_a, class_b = type(a), type(b)
-    for module, cls, content, former in ((a, class_b, of_b, b), (b, class_a, of_a, a)):
-        object.__setattr__(module, "__class__", cls)
-        vars(module).clear()
-        vars(module).update({key: _rebind(value, former, module) for key, value in content.items()})
 
 
 def _rebind(value: Any, former: nn.Module, now: nn.Module) -> Any:
