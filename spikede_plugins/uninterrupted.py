@@ -54,10 +54,9 @@ class Uninterrupted(Generic[T]):
         return self._result[0]
 
     def _do(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            return
         try:
-            self._result.append(self._work())
+            if self._claim.acquire(blocking=False):
+                self._result.append(self._work())
         except BaseException as error:
             self._error = error
         finally:
