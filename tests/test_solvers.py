@@ -234,7 +234,7 @@ def test_gl_weights_have_their_derivative_at_order_one_too():
 
 
 def test_their_derivative_at_order_one_does_not_take_a_pass_for_each_weight():
-    """At order one all weights but the first vanish, and torch goes through a product with zeros one by one."""
+    """At order one all weights but the first vanish; torch goes through a product with zeros one by one."""
     alpha = order(1.0).requires_grad_()
     weights = GrunwaldLetnikov().weights(alpha, 1000)
     upstream = torch.ones_like(weights, requires_grad=True)  # as the engine does: the kernel's derivatives

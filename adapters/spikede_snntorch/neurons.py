@@ -169,6 +169,15 @@ class FractionalNeuron(snn.SpikingNeuron):
             self._pasts.add(self.mem, Past(past.history.each(fn), past.log))
         return result
 
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica with a state of its own: natively its ``state_function`` is that of the original."""
+        replica = super()._replicate_for_data_parallel()
+        for key, value in list(vars(replica).items()):
+            if _is_method_of(self, value):
+                vars(replica)[key] = types.MethodType(value.__func__, replica)
+        _begin(replica)
+        return replica
+
     def __getstate__(self) -> dict[str, Any]:
         """A state that can be copied and pickled after a forward pass too: the values, not the graph."""
         past = self._pasts.find(self.mem)
@@ -210,6 +219,10 @@ def _like(history: History, mem: Tensor) -> History:
 
 def _without_graph(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
+
+
+def _is_method_of(module: nn.Module, value: Any) -> bool:
+    return isinstance(value, types.MethodType) and value.__self__ is module
 
 
 def _begin(neuron: nn.Module) -> None:
@@ -356,7 +369,7 @@ def _rebuilt(module: nn.Module, cls: type[nn.Module], leave: tuple[str, ...]) ->
             continue
         if key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             value = value.copy()
-        elif isinstance(value, types.MethodType) and value.__self__ is module:  # state_function
+        elif _is_method_of(module, value):  # state_function
             value = types.MethodType(value.__func__, new)
         vars(new)[key] = value
     return new

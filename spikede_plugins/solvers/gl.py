@@ -31,8 +31,8 @@ class GrunwaldLetnikov(ExplicitSolver):
         weights = torch.cumprod(factors, dim=0)
         if not alpha.requires_grad or n < 3:
             return weights
-        # The second factor vanishes at alpha = 1, and through a zero torch differentiates a cumulative product
-        # in n^2 steps. The same product with that factor outside carries the gradient, and adds nothing.
+        # The second factor vanishes at alpha = 1, and through a zero torch differentiates a cumulative
+        # product in n^2 steps. The same product with that factor outside carries the gradient.
         far = factors[0] * factors[1] * torch.cumprod(factors[2:], dim=0)
         same = torch.cat([factors[:1], factors[:1] * factors[1:2], far])
         return weights.detach() + (same - same.detach())

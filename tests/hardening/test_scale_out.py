@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 from distributed_cases import STYLES, Case, all_cases, batch, build, quick_cases, reset, train
 from small_nets import each_framework, frames
-from torch import nn
+from torch import Tensor, nn
 
 from spikede_plugins import (
     ConversionError,
@@ -85,5 +84,147 @@ def test_training_in_two_processes_is_training_in_one(tmp_path):
     assert len(results) == len(cases)
     wrong = {case.name: found for case in cases if (found := differences(case, results[case.name]))}
     assert not wrong
+    steps = sum(len(found["losses"]) for found in results.values())
     scale.record("distributed training equals one process", len(cases), "runs of two processes")
-    scale.record("distributed training equals one process", sum(len(r["losses"]) for r in results.values()), "steps")
+    scale.record("distributed training equals one process", steps, "steps")
+
+
+# -- one process, shared as if it were many ---------------------------------------------------------
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def wrapped(net: nn.Module, way: str) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    if way == "fully_shard":
+        return fully_shard(net)
+    if way == "DistributedDataParallel":
+        return DistributedDataParallel(net)
+    return FullyShardedDataParallel(net, device_id=torch.device("cpu"), use_orig_params=way.endswith("True"))
+
+
+@each_framework
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        ("DistributedDataParallel", "DistributedDataParallel"),
+        ("FSDP, use_orig_params=True", "FullyShardedDataParallel"),
+        ("fully_shard", "FSDPModule"),
+    ],
+)
+def test_a_model_that_is_shared_already_is_refused_and_reported(framework, way, name, group):
+    """An order learned by a neuron that DDP or FSDP does not know of would differ between the processes."""
+    why = rf"lif \(\w*{framework.native}\) is inside {name}: .* convert before"
+    with pytest.raises(ConversionError, match=why):
+        convert_to_fractional(wrapped(framework.net(), way), learn_alpha=True, inplace=True)
+    made = wrapped(convert_to_fractional(framework.net(), alpha=0.6), way)
+    assert [row.alpha for row in conversion_report(made).rows] == ["0.6", "0.6"]
+
+
+def test_an_order_in_pieces_says_so_when_it_is_read(group):
+    order = FractionalOrder(PerChannel([0.5, 0.6, 0.7]), learn_alpha=True)
+    net = wrapped(nn.Sequential(order), "fully_shard")
+    with pytest.raises(StateError, match=r"learned order \(alpha\) is sharded .* after model.unshard\(\)"):
+        order.alphas()
+    assert order.describe() == "sharded (learned)"
+    net.unshard()
+    assert order.alphas().tolist() == pytest.approx([0.5, 0.6, 0.7])
+
+
+@each_framework
+def test_an_order_in_a_flat_parameter_says_so_when_it_cannot_be_put_back(framework, group):
+    net = convert_to_fractional(framework.net(), alpha=1.0, learn_alpha=True)
+    with torch.no_grad():
+        net.lif.fractional.order.alpha.fill_(1.1)
+    shared = wrapped(net, "FSDP, use_orig_params=False")
+    with pytest.warns(SpikedeWarning, match=r"\(alpha\) has left its interval .* Pass use_orig_params=True"):
+        shared(frames()[0]).sum().backward()
+
+
+def test_scalar_orders_of_older_checkpoints_load():
+    """An order was a scalar before FSDP, which takes none, was supported."""
+    order = FractionalOrder(0.5, learn_alpha=True)
+    order.load_state_dict({"alpha": torch.tensor(0.8)})
+    assert order.alphas().item() == pytest.approx(0.8)
+
+
+# -- replicas ---------------------------------------------------------------------------------------
+
+
+def replicas(net: nn.Module, count: int) -> list[nn.Module]:
+    """Copies as ``torch.nn.DataParallel`` makes them, but on the CPU; their parameters lead to those of net.
+
+    (``torch.nn.parallel.replicate`` itself copies to GPUs only.)
+    """
+    modules = list(net.modules())
+    made = []
+    for _ in range(count):
+        copies = {id(module): module._replicate_for_data_parallel() for module in modules}
+        tensors = {id(p): p * 1.0 for p in net.parameters()}
+        for module in modules:
+            twin = copies[id(module)]
+            for name, child in module._modules.items():
+                twin._modules[name] = None if child is None else copies[id(child)]
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    twin._parameters[name] = None
+                else:
+                    setattr(twin, name, tensors[id(parameter)])
+            for name, buffer in module._buffers.items():
+                twin._buffers[name] = None if buffer is None else buffer.clone()
+        made.append(copies[id(net)])
+    return made
+
+
+@pytest.mark.parametrize("orders", ["one order", "an order a channel", "at the edge"])
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("memory", ["soe", "full"][: scale.scale(1, 2)])
+def test_replicas_train_as_one_model_does(style, orders, memory):
+    """Each takes a part of the batch, with a history of its own; orders come back from the edge as ever."""
+    case = Case(style, "replicas", orders, memory=memory)
+    alone, net, x = build(case), build(case), batch(case)
+    if orders == "at the edge":  # where a step of the optimiser has left it
+        for n in (alone, net):
+            with torch.no_grad():
+                [p.fill_(1.05) for name, p in n.named_parameters() if name.endswith("alpha")]
+    rules = [torch.optim.SGD(n.parameters(), lr=0.5, momentum=0.9) for n in (alone, net)]
+    for _ in range(scale.scale(2, 8)):
+        for n, rule in zip((alone, net), rules, strict=True):
+            reset(case, n)
+            rule.zero_grad()
+            if n is net:
+                parts = [copy_(part) for copy_, part in zip(replicas(n, 2), x.chunk(2, dim=1), strict=True)]
+                out = torch.cat(parts, dim=1)
+            else:
+                out = n(x)
+            (out.mean(0) - 0.3).square().mean().backward()
+            rule.step()
+        for (name, p), q in zip(net.named_parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    scale.record("replicas train as one model", 1, "models")
+
+
+@each_framework
+def test_a_replica_keeps_its_history_to_itself(framework):
+    """Two replicas run two sequences, step by step in turn; neither they nor their model mix."""
+    net = convert_to_fractional(framework.net(), alpha=0.6, learn_alpha=True)
+    sequences = [frames(), 1.5 * frames().flip(0)]
+    with torch.no_grad():
+        expected = [framework.run(net, x) for x in sequences]
+        framework.reset(net)
+        pair = replicas(net, 2)
+        found: list[list[Tensor]] = [[], []]
+        for steps in zip(*sequences, strict=True):
+            for replica, step, spikes in zip(pair, steps, found, strict=True):
+                spikes.append(replica(step))
+        for spikes, known in zip(found, expected, strict=True):
+            assert torch.equal(torch.stack(spikes), known)
+        assert torch.equal(framework.run(net, sequences[0]), expected[0])
