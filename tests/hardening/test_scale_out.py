@@ -228,3 +228,31 @@ def test_a_replica_keeps_its_history_to_itself(framework):
         for spikes, known in zip(found, expected, strict=True):
             assert torch.equal(torch.stack(spikes), known)
         assert torch.equal(framework.run(net, sequences[0]), expected[0])
+
+
+# -- the example ------------------------------------------------------------------------------------
+
+
+def epochs(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("epoch")]
+
+
+@each_framework
+def test_the_example_trains_alike_in_one_process_and_in_two(framework, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    script = EXAMPLES / "train_distributed.py"
+    arguments = ["--framework", framework.name, "--samples", "256", "--epochs", "2"]
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    alone = epochs(capsys.readouterr().out)
+    assert len(alone) == 2 and "(learned), " in alone[-1]
+    if scale.FULL or framework.name == "snntorch":
+        together = epochs(torchrun(str(script), *arguments))
+        # In float32 the two sum up in another order: after the first epoch they may go apart.
+        assert len(together) == 2 and figures(together[0]) == pytest.approx(figures(alone[0]), rel=1e-3)
+
+
+def figures(line: str) -> list[float]:
+    """The numbers of a line."""
+    return [float(number) for number in re.findall(r"\d+\.\d+", line)]
