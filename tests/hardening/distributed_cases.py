@@ -69,7 +69,6 @@ def quick_cases() -> list[Case]:
         Case(jelly, "ddp", "an order a layer", memory="soe"),
         Case(stepwise, "ddp", learn_alpha=False),
         Case(hidden, "ddp", "an order a channel"),
-        Case(explicit, "ddp", memory="soe"),
         Case(hidden, "ddp", dtype=torch.float32),
         Case(jelly, "fsdp", "at the edge"),
         Case(explicit, "fsdp", "an order a layer", memory="soe"),
@@ -78,7 +77,7 @@ def quick_cases() -> list[Case]:
         Case(jelly, "fsdp all", "an order a layer"),
         Case(jelly, "fully_shard", "at the edge"),
         Case(explicit, "fully_shard", "an order a channel", memory="soe"),
-        Case(explicit, "fully_shard neurons"),
+        Case(jelly, "fully_shard neurons"),
         Case(jelly, "fully_shard all", "at the edge"),
     ]
 
