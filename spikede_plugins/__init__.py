@@ -18,6 +18,7 @@ from spikede_plugins.conversion import (
 from spikede_plugins.errors import (
     ConversionError,
     ExportError,
+    LoadError,
     MissingExtraError,
     OptionError,
     OptionTypeError,
@@ -70,6 +71,7 @@ __all__ = [
     "HardResetLIFNeuron",
     "IFNeuron",
     "LIFNeuron",
+    "LoadError",
     "Memory",
     "MissingExtraError",
     "MultiTerm",

@@ -26,6 +26,7 @@ from spikede_plugins.errors import (
     SpikedeWarning,
     UnsupportedNeuronError,
 )
+from spikede_plugins.loading import watch_loading
 from spikede_plugins.memory import Memory
 from spikede_plugins.orders import MultiTerm, PerChannel
 from spikede_plugins.registry import adapters_in_use, available_adapters
@@ -452,6 +453,7 @@ class _Workpiece:
             root = made[0] if self._root_is_neuron(old) and not self.inplace else self.model
             finishing = True
             self._finish(root, old, made)
+            watch_loading(root)
             return root
         except BaseException:
             for (module, _), mark in zip(self.marks, marks_before, strict=True):

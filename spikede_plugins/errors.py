@@ -58,6 +58,10 @@ class ExportError(SpikedeError, NotImplementedError):
     """A fractional neuron on its way into a format that can only say integer neurons."""
 
 
+class LoadError(SpikedeError, RuntimeError):
+    """A checkpoint whose fractional orders do not fit the model; nothing of it was loaded."""
+
+
 class StateError(SpikedeError, RuntimeError):
     """A neuron state (membrane, history) that does not fit the input it is asked to continue with."""
 

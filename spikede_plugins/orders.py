@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
 
@@ -25,6 +26,8 @@ from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, Spi
 ALPHA_MIN = 1e-4
 #: And so is a learnable coefficient of a multi-term order: the terms must stay dissipative.
 COEFFICIENT_MIN = 1e-4
+#: The parameters that a learnable order has.
+LEARNED = ("alpha", "coefficients")
 
 
 def check_alpha(value: Any, what: str = "alpha") -> float:
@@ -205,7 +208,8 @@ class FractionalOrder(nn.Module):
         learn_alpha: make the order(s) a trainable parameter named ``alpha``.
 
     A fixed order holds no parameter and no buffer, so it adds no key to a ``state_dict``. A learnable
-    one adds ``alpha`` (and ``coefficients``); a checkpoint without them loads and leaves them as they are.
+    one adds ``alpha`` (and ``coefficients``); a checkpoint without them loads and leaves them as they are,
+    one with values that are none of theirs is refused.
     They are vectors (a single order has one element), since FSDP shards no scalars.
 
     Called, it gives what a solver needs, and as any module it may be sharded on its own.
@@ -281,8 +285,8 @@ class FractionalOrder(nn.Module):
         """
         for name, low, high in (("alpha", self.low, 1.0), ("coefficients", self.low_coefficient, math.inf)):
             raw = getattr(self, name, None)
-            if not isinstance(raw, Tensor):
-                continue
+            if not isinstance(raw, Tensor) or raw.is_meta or isinstance(raw, FakeTensor):
+                continue  # none, or a shape without numbers
             raw = raw.detach()
             raw = raw.to_local() if hasattr(raw, "to_local") else raw
             if not bool(((raw > high) | (raw < low)).any()):
@@ -366,10 +370,35 @@ class FractionalOrder(nn.Module):
     def extra_repr(self) -> str:
         return self.describe()
 
+    def unfit(self, name: str, value: Any) -> str:
+        """Why ``value`` cannot be loaded as the parameter of this name; empty if it can."""
+        own = self._parameters[name]
+        if own is None or not isinstance(value, Tensor):
+            return f"it is no tensor but {type(value).__name__}"
+        # torch itself would take the first of several orders for the one that is asked for.
+        if value.shape != own.shape and not (own.dim() == 0 and value.shape == (1,)):
+            return f"it has the shape {tuple(value.shape)}, this model's has {tuple(own.shape)}"
+        if value.is_meta or isinstance(value, FakeTensor):
+            return ""
+        high, interval = (1.0, "(0, 1]") if name == "alpha" else (math.inf, "(0, inf)")
+        wrong = ~(value.isfinite() & (value > 0) & (value <= high))
+        if bool(wrong.any()):
+            return f"it must lie in {interval}, but has {value[wrong].reshape(-1)[0].item():g}"
+        return ""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.keep_inside()  # what an optimiser step left outside is no order
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:
+        learned = [name for name in LEARNED if self._parameters.get(name) is not None]
+        given = {name: state_dict[prefix + name] for name in learned if prefix + name in state_dict}
+        unfit = {prefix + name: why for name, value in given.items() if (why := self.unfit(name, value))}
+        error_msgs += [f"{key}: {why}" for key, why in unfit.items()]
+        state_dict = {key: value for key, value in state_dict.items() if key not in unfit}
         # A checkpoint of the integer model knows no order: it loads, and the order stays as it is.
         missing: list[str] = []
         for name in ("alpha", "coefficients"):

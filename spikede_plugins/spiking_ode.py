@@ -20,6 +20,7 @@ from spikede_plugins.engine import events as fused
 from spikede_plugins.errors import OptionError, OptionTypeError, UnknownNameError, nearest
 from spikede_plugins.event_intervals import Events, NeuronState, Rules, check_spikes
 from spikede_plugins.event_search import Search
+from spikede_plugins.loading import watch_loading
 from spikede_plugins.neurons import number
 from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.surrogate import Surrogate
@@ -116,6 +117,7 @@ class SpikingODELayer(nn.Module):
         bound = 1.0 / math.sqrt(n_inputs)
         nn.init.uniform_(self.weight, -bound, bound)
         dynamics.to(device=self.weight.device, dtype=self.weight.dtype)
+        watch_loading(self)
         self.reset()
 
     @property

@@ -59,6 +59,7 @@ from spikede_plugins.layer_runs import (
     joined,
     tensors_of,
 )
+from spikede_plugins.loading import watch_loading
 from spikede_plugins.memory import Memory, as_memory
 from spikede_plugins.neurons import BaseNeuron
 from spikede_plugins.orders import FractionalOrder
@@ -323,6 +324,7 @@ class SNNWrapper(nn.Module):
                 alpha, self.neuron_names, multi_coefficient, learn_alpha, learn_coefficient, alpha_mode
             )
         )
+        watch_loading(self)
         self._integer = [FractionalOrder(1.0) for _ in layers]
         undone = [m for m in self.base.modules() if isinstance(m, (nn.AlphaDropout, nn.FeatureAlphaDropout))]
         if dropout == "sequence" and undone:
