@@ -16,7 +16,7 @@ from torch import nn
 
 from spikede_plugins.conversion import plan_conversion
 from spikede_plugins.engine.choice import engines
-from spikede_plugins.errors import OptionError, PluginError, SpikedeError
+from spikede_plugins.errors import OptionError, SpikedeError
 from spikede_plugins.registry import ADAPTERS, PluginStatus, available_adapters, available_solvers, discover
 from spikede_plugins.registry import get_solver as solver_named
 
@@ -106,7 +106,7 @@ def _import_frameworks() -> None:
         try:
             if importlib.util.find_spec(package) is not None:
                 importlib.import_module(package)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             print(f"  {package} cannot be imported: {type(error).__name__}: {error}")
 
 
@@ -123,12 +123,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(f"  {name:15}  {_line(status)}")
     print("solvers")
     solvers = available_solvers()
+    sound = True
     for name, status in solvers.items():
-        print(f"  {name:15}  {_accuracy(name, status)}{_line(status)}")
+        try:
+            told = _accuracy(name, status)
+        except Exception as error:
+            told, sound = f"accuracy unknown ({type(error).__name__}: {error}): ", False
+        print(f"  {name:15}  {told}{_line(status)}")
     print("engines")
     for name, active, reason in engines():
         print(f"  {name:22} {'active' if active else 'off'}: {reason}")
-    return 1 if any(s.state == "broken" for s in (*adapters.values(), *solvers.values())) else 0
+    broken = any(s.state == "broken" for s in (*adapters.values(), *solvers.values()))
+    return 1 if broken or not sound else 0
 
 
 def _line(status: PluginStatus) -> str:
@@ -139,10 +145,7 @@ def _accuracy(name: str, status: PluginStatus) -> str:
     if status.state != "ready":
         return ""
     solver = solver_named(name)
-    try:
-        low, high = solver.accuracy(0.5), solver.accuracy_rough(0.5)
-    except Exception as error:
-        raise PluginError(f"solver {name!r}: accuracy: {type(error).__name__}: {error}") from error
+    low, high = solver.accuracy(0.5), solver.accuracy_rough(0.5)
     rough = "" if low == high else f", {high:.2g} from a t^alpha start"
     return f"accuracy {low:.2g} at alpha = 0.5{rough}: "
 

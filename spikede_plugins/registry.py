@@ -38,6 +38,7 @@ from spikede_plugins.errors import (
     UnknownNameError,
     nearest,
 )
+from spikede_plugins.solvers.answers import ask
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 
 SOLVERS = "spikede_plugins.solvers"
@@ -206,7 +207,7 @@ def _attempt(group: str, candidate: Candidate) -> Any:
             check_solver_basics(plugin, candidate.name)
         elif group == ADAPTERS:
             _check_adapter_basics(plugin, candidate.name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that exits at import ends no program of others
         # The release of a framework is wrong, not the plugin; its own error says what to install.
         ours = not isinstance(error, ReleaseError)
         mending = f". Update or uninstall {candidate.distribution}." if ours else ""
@@ -223,6 +224,8 @@ def _require_name(plugin: Any, name: str | None) -> None:
     own = getattr(plugin, "name", None)
     if not isinstance(own, str) or not own:
         raise PluginError(f"its name must be a non-empty string, got {own!r}")
+    if own.split() != [own]:
+        raise PluginError(f"its name must be one word without spaces, got {own!r}")
     if name is not None and own != name:
         raise PluginError(f"its name attribute is {own!r}, but it is registered as {name!r}")
 
@@ -253,12 +256,28 @@ def check_solver_basics(plugin: Any, name: str | None = None) -> Solver:
         series = {"weights": plugin.weights(alpha, 4)}
         if isinstance(plugin, CorrectorSolver):
             series["start_weights"] = plugin.start_weights(alpha, 4)
+    for what, values in {"gain": gain, **series}.items():
+        if not isinstance(values, torch.Tensor) or values.dtype != alpha.dtype:
+            kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
+            raise PluginError(f"{what} of a float64 order must be a float64 tensor, got {kind}")
     if gain.shape != () or not torch.isfinite(gain) or gain <= 0:
         raise PluginError(f"gain(0.5, 1.0) must be one finite positive number, got {gain}")
     for what, values in series.items():
         if values.shape != (4,) or not torch.isfinite(values).all():
             raise PluginError(f"{what}(0.5, 4) must be 4 finite numbers, got {values}")
+    with torch.no_grad():
+        for order in (0.1, 0.9, 1.0):
+            for what in series:
+                ask(plugin, what, torch.tensor(order, dtype=torch.float64), 200)
     return plugin
+
+
+def origin_of(solver: Solver) -> str:
+    """Where a solver comes from, for messages: its entry point and package, or its class."""
+    with _caches.lock:
+        loaded = [key for key, plugin in _caches.loaded.items() if plugin is solver]
+    found = discover(SOLVERS).get(loaded[0][1], []) if loaded else []
+    return found[0].origin if found else f"{type(solver).__module__}:{type(solver).__qualname__}"
 
 
 # -- solvers --------------------------------------------------------------------------------------
@@ -303,7 +322,7 @@ def _register(group: str, plugin: Any, check: Callable[[Any], Any], replace: boo
     try:
         plugin = plugin() if isinstance(plugin, type) else plugin
         check(plugin)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = getattr(plugin, "name", None) or getattr(plugin, "__name__", type(plugin).__name__)
         raise PluginError(f"the {_kind(group)} {what!r} cannot be registered: {error}") from error
     with _caches.lock:
@@ -345,7 +364,8 @@ def _status(group: str, name: str) -> PluginStatus:
         cause = error.__cause__
         info = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
         return PluginStatus(name, "broken", info, origins[0], tuple(origins[1:]))
-    info = getattr(plugin, "summary", "") or origins[0]
+    summary = getattr(plugin, "summary", "")
+    info = summary if summary and isinstance(summary, str) else origins[0]
     return PluginStatus(name, "ready", info, origins[0], tuple(origins[1:]))
 
 

@@ -16,10 +16,17 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from spikede_plugins.engine import FractionalOperator
-from spikede_plugins.errors import ConversionError, OptionError, OptionTypeError, OrderError, nearest
+from spikede_plugins.errors import (
+    ConversionError,
+    OptionError,
+    OptionTypeError,
+    OrderError,
+    PluginError,
+    nearest,
+)
 from spikede_plugins.memory import as_memory
 from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel, check_alpha
-from spikede_plugins.registry import check_solver_basics, get_solver
+from spikede_plugins.registry import check_solver_basics, get_solver, origin_of
 from spikede_plugins.solvers.base import Solver
 from spikede_plugins.surrogate import Surrogate
 
@@ -276,6 +283,10 @@ def _build(
         solver = get_solver("glmulti")
     try:
         order = FractionalOrder(alpha, learn)
-        return FractionalOperator(order, solver, memory, step_size, memory_reset, checkpoint)
+        operator = FractionalOperator(order, solver, memory, step_size, memory_reset, checkpoint)
+        operator.check_solver()
+        return operator
+    except PluginError as error:
+        raise PluginError(f"{show(paths[0])}: {error} It is {origin_of(solver)}.") from error
     except (OptionError, OptionTypeError, OrderError) as error:
         raise type(error)(f"{show(paths[0])}: {error}") from error

@@ -24,6 +24,7 @@ from spikede_plugins.exponentials import (
 )
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials
 from spikede_plugins.orders import FractionalOrder
+from spikede_plugins.solvers.answers import ask
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.solvers.glmulti import MultiTermGrunwaldLetnikov
 
@@ -278,15 +279,15 @@ class FractionalOperator(nn.Module):
         solver = self.solver
         if isinstance(solver, CorrectorSolver):
             corrector = (
-                cast(flat(solver.gain(alphas, self.step_size))),
-                cast(flat(solver.weights(alphas, n))),
-                cast(flat(solver.start_weights(alphas, n))),
+                cast(flat(ask(solver, "gain", alphas, self.step_size))),
+                cast(flat(ask(solver, "weights", alphas, n))),
+                cast(flat(ask(solver, "start_weights", alphas, n))),
             )
             explicit = solver.predictor
             if explicit is None:
                 zero = torch.zeros_like(corrector[0])
                 return Kernel(zero, torch.zeros_like(corrector[1]), *corrector)
-            gain, weights = explicit.gain(alphas, self.step_size), explicit.weights(alphas, n)
+            gain, weights = ask(explicit, "gain", alphas, self.step_size), ask(explicit, "weights", alphas, n)
             return Kernel(cast(flat(gain)), cast(_bracket(flat(weights))), *corrector)
         length = max(n, self._nodes.horizon) if traced and self._nodes is not None else n
         gain, weights = self._gain_and_weights(numbers, length)
@@ -310,10 +311,20 @@ class FractionalOperator(nn.Module):
             multi = solver if isinstance(solver, MultiTermGrunwaldLetnikov) else MultiTermGrunwaldLetnikov()
             gain, weights = multi.terms(alphas, numbers[1], self.step_size, n)
             return gain.unsqueeze(-1), _bracket(weights.unsqueeze(-1))
-        gain, weights = solver.gain(alphas, self.step_size), solver.weights(alphas, n)
+        gain, weights = ask(solver, "gain", alphas, self.step_size), ask(solver, "weights", alphas, n)
         if not alphas.dim():
             gain, weights = gain.unsqueeze(-1), weights.unsqueeze(-1)
         return gain, _bracket(weights)
+
+    def check_solver(self) -> None:
+        """Ask the solver once for what a short run needs, so that a broken one is known before any run.
+
+        Raises:
+            PluginError: if its numbers cannot be used.
+        """
+        if not self.is_native:
+            with torch.enable_grad():
+                self._compute(128, torch.empty(0, dtype=torch.float64), False)
 
     @property
     def steps_in_blocks(self) -> bool:
@@ -365,7 +376,7 @@ class FractionalOperator(nn.Module):
         shapes = [self._fit_shape(numbers, horizon)]
         if not self.order.fixed:
             many = torch.tensor(_LEARNED_RANGE, dtype=torch.float64)
-            shapes.append(_bracket(solver.weights(many, horizon)))
+            shapes.append(_bracket(ask(solver, "weights", many, horizon)))
         what = f"solver {solver.name!r}, alpha {self.order.describe()}"
         try:
             return choose_nodes(torch.cat(shapes, 1), memory.tolerance, memory.horizon, what)
