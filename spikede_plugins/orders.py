@@ -375,8 +375,8 @@ class FractionalOrder(nn.Module):
         own = self._parameters[name]
         if own is None or not isinstance(value, Tensor):
             return f"it is no tensor but {type(value).__name__}"
-        # torch itself would take the first of several orders for the one that is asked for.
-        if value.shape != own.shape and not (own.dim() == 0 and value.shape == (1,)):
+        # A single order may have been saved as a number; torch itself takes none of other shapes for it.
+        if value.shape != own.shape and not (value.dim() == 0 and own.shape == (1,)):
             return f"it has the shape {tuple(value.shape)}, this model's has {tuple(own.shape)}"
         if value.is_meta or isinstance(value, FakeTensor):
             return ""
