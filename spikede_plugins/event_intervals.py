@@ -188,7 +188,13 @@ def _rows(number: Tensor, rules: Rules) -> int:
     if rules.max_spikes is not None and torch.compiler.is_compiling():
         torch._assert_async((number <= rules.max_spikes).all(), "more spikes in an interval than max_spikes")
         return rules.max_spikes
-    most = int(number.max()) if number.numel() else 0
+    largest = float(number.max()) if number.numel() else 0.0
+    if not math.isfinite(largest):
+        raise StateError(
+            "a neuron fires more often in one interval than can be counted; its threshold is too close to its "
+            "reset, or its input too strong."
+        )
+    most = int(largest)
     check_spikes(most, rules)
     return most if rules.max_spikes is None else rules.max_spikes
 

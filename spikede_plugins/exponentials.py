@@ -115,6 +115,11 @@ def choose_nodes(weights: Tensor, tolerance: float, horizon: int, what: str) -> 
     """
     fitted = fit_horizon(horizon)
     found = _choose(_Weights(weights[:fitted]), tolerance, fitted)
+    if not math.isfinite(found.error):
+        raise OptionError(
+            f"{what}: the weights up to lag {horizon} vanish in float64, so exponentials cannot carry them; "
+            'pass memory="full", or a larger order.'
+        )
     if found.error > tolerance:
         raise OptionError(
             f"{what}: no sum of up to {MAX_TRACES} exponentials reaches tolerance {tolerance:g} up to lag "

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from spikede_plugins.checks import is_finite, is_readable
 from spikede_plugins.engine.history import per_neuron
 from spikede_plugins.engine.operator import FractionalOperator, Kernel, Source
 from spikede_plugins.engine.recall import Recalled, recall_by_blocks, recall_nothing, recall_window
@@ -437,7 +438,7 @@ class _Settings(NamedTuple):
             if not number or isinstance(value, bool):
                 kind = "an int" if key == "max_iterations" else "a number"
                 raise OptionTypeError(f"the option {key!r} must be {kind}, got {value!r}.")
-            if not math.isfinite(value) or value <= 0:
+            if not is_finite(value) or value <= 0:
                 raise OptionError(f"the option {key!r} must be finite and positive, got {value}.")
             if key != "step_size" and not iterates:
                 raise OptionError(
@@ -464,11 +465,17 @@ def _read_starts(y0: Any) -> tuple[Tensor, ...]:
             raise OptionTypeError(
                 f"{what} must be float32 or float64, got {start.dtype}; pass {what}.to(torch.float32)."
             )
+        if not is_readable(start):
+            raise OptionTypeError(f"{what} must hold numbers, got a {_unreadable(start)} tensor.")
         if not start.numel():
             raise OptionError(f"{what} has no entries (shape {tuple(start.shape)}); give at least one.")
         if not bool(torch.isfinite(start).all()):
             raise OptionError(f"{what} must be finite, but holds inf or nan.")
     return tuple(starts)
+
+
+def _unreadable(t: Tensor) -> str:
+    return "meta" if t.is_meta else "sparse"
 
 
 def _read_solver(method: Any) -> Solver:
@@ -650,6 +657,8 @@ def _read_times(t: Any) -> Tensor:
         raise OptionTypeError(
             f"t must be a tensor of floating-point times, got {got}; pass e.g. torch.linspace(0.0, 1.0, 101)."
         )
+    if not is_readable(t):
+        raise OptionTypeError(f"t must hold numbers, got a {_unreadable(t)} tensor.")
     if t.dim() != 1 or not len(t):
         raise OptionError(f"t must be one-dimensional with at least one time, got shape {tuple(t.shape)}.")
     if t.requires_grad:

@@ -15,6 +15,8 @@ from spikede_plugins.exponentials import BLOCK, EXACT
 
 #: Steps that ``memory="auto"`` keeps in full before it begins to fold.
 AUTO_STEPS = 128
+#: The longest horizon of a sum of exponentials; the fit looks at every weight up to it.
+MAX_HORIZON = 10_000_000
 
 
 class Memory(ABC):
@@ -98,8 +100,11 @@ class SumOfExponentials(Memory):
             raise OptionTypeError(f"horizon must be an int, got {type(self.horizon).__name__}.")
         if not 0.0 < self.tolerance < 1.0:
             raise OptionError(f"tolerance must lie in (0, 1), got {self.tolerance}; 1e-6 suits float32.")
-        if self.horizon < 1:
-            raise OptionError(f"horizon must be at least 1 step, got {self.horizon}.")
+        if not 1 <= self.horizon <= MAX_HORIZON:
+            raise OptionError(
+                f"horizon must lie between 1 and {MAX_HORIZON} steps, all of whose weights are checked, got "
+                f"{self.horizon}; a longer run goes on beyond it, with a warning of how wrong it may be."
+            )
 
     def describe(self) -> str:
         return f"soe to {self.horizon} steps"

@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikede_plugins.checks import is_finite, is_readable
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError
 
 #: The trapezoidal sum is cut off, and its step chosen, at exp(-this) of the integrand's largest value.
@@ -111,7 +112,7 @@ def _number(value: Any, what: str, example: str) -> float:
         raise OptionTypeError(
             f"{what} must be one real number, got {value!r} ({type(value).__name__}); pass e.g. {example}."
         )
-    return float(value)
+    return float(value) if is_finite(value) else math.inf * (1 if value > 0 else -1)
 
 
 def _check_order(alpha: Any) -> float:
@@ -150,10 +151,12 @@ def _real(z: Any) -> tuple[Tensor, torch.dtype]:
             f"z must be real, got {kind}; a complex argument of the Mittag-Leffler function is not covered. "
             "Pass z.real if the imaginary part is zero."
         )
+    if not is_readable(z):
+        raise OptionTypeError("z must hold numbers, got a tensor without any (meta or sparse); pass z.to_dense().")
     if isinstance(z, Tensor):
         return z.to(torch.float64), z.dtype if z.is_floating_point() else torch.float64
     if isinstance(z, numbers.Real):
-        return torch.tensor(float(z), dtype=torch.float64), torch.float64
+        return torch.tensor(_number(z, "z", "z=-1.0"), dtype=torch.float64), torch.float64
     try:
         # A copy: torch takes neither read-only arrays nor negative strides.
         return torch.from_numpy(z.astype("float64", order="C", copy=True)), torch.float64
@@ -338,7 +341,8 @@ def _along_the_parabola(z: Tensor, a: float, b: float) -> Tensor:
     # The pole at s* > 0 crosses the parabola at w = 0, midway between two shifted nodes.
     straight = positive & (1.0 - scaled < contour.strip)
     # Two poles at the angles +-pi/a; for a <= 1 they are behind the cut.
-    across, along = scaled * math.cos(0.5 * math.pi / a), scaled * math.sin(0.5 * math.pi / a)
+    angle = 0.5 * math.pi / max(a, 1.0)
+    across, along = scaled * math.cos(angle), scaled * math.sin(angle)
     turned = negative & (1.0 - across < contour.strip) & (a > 1.0)
     on_shifted_node = turned & (torch.remainder(along / contour.step - 0.25, 1.0) < 0.5)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.checks import is_finite
 from spikede_plugins.engine import AffineCode, ElementwiseNeuron, affine_neuron
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, UnknownNameError, nearest
 from spikede_plugins.surrogate import spike, surrogate_name
@@ -89,7 +89,7 @@ def number(value: Any, what: str, *, positive: bool = True) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise OptionTypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}).")
-    if not math.isfinite(value) or (positive and value <= 0):
+    if not is_finite(value) or (positive and value <= 0):
         raise OptionError(f"{what} must be finite{' and positive' * positive}, got {value}; e.g. {what}=1.0.")
     return float(value)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from spikede_plugins.checks import is_finite, is_readable, items_of
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
 
 #: A learnable order is kept at or above this value (weights and gain are smooth down to it).
@@ -37,11 +38,14 @@ def check_alpha(value: Any, what: str = "alpha") -> float:
         OptionTypeError: if it is not a number.
         OrderError: if it is not finite or lies outside (0, 1].
     """
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.numel() == 1 and is_readable(value):
         value = value.item()
+    # A truth value is no order, NumPy's neither, which float() would take.
+    number = not isinstance(value, (str, bytes, bool, Tensor)) and str(getattr(value, "dtype", "")) != "bool"
     try:
-        alpha = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-        number = not isinstance(value, (str, bytes, bool))
+        alpha = float(value) if number else math.nan
+    except OverflowError:
+        alpha = math.inf
     except (TypeError, ValueError):
         number = False
     if not number:
@@ -58,16 +62,11 @@ def check_alpha(value: Any, what: str = "alpha") -> float:
 
 
 def _check_all(values: Iterable[Any], what: str) -> tuple[float, ...]:
-    if isinstance(values, Tensor):
-        values = values.detach().reshape(-1).tolist()
-    if isinstance(values, (str, bytes)):
-        raise OptionTypeError(f"{what} must be a sequence of numbers, got {values!r}.")
-    try:
-        items = list(values)
-    except TypeError as error:
+    items = None if isinstance(values, (str, bytes)) else items_of(values)
+    if items is None:
         raise OptionTypeError(
-            f"{what} must be a sequence of numbers in (0, 1], got {type(values).__name__}."
-        ) from error
+            f"{what} must be a sequence of numbers in (0, 1], got {values!r} ({type(values).__name__})."
+        )
     if not items:
         raise OrderError(f"{what} is empty; give at least one order in (0, 1].")
     return tuple(check_alpha(v, f"{what}[{i}]") for i, v in enumerate(items))
@@ -121,20 +120,22 @@ class MultiTerm:
         learn_coefficients: bool = False,
     ) -> None:
         checked = _check_all(orders, "MultiTerm orders")
-        values = (
-            coefficients.detach().reshape(-1).tolist()
-            if isinstance(coefficients, Tensor)
-            else list(coefficients)
-        )
+        values = items_of(coefficients)
+        if values is None:
+            raise OptionTypeError(
+                "MultiTerm coefficients must be a sequence of numbers, one for each order, got "
+                f"{coefficients!r} ({type(coefficients).__name__})."
+            )
         if len(values) != len(checked):
             raise OrderError(
-                f"MultiTerm has {len(checked)} orders but {len(values)} coefficients; "
+                f"MultiTerm has {len(checked)} order{'s' * (len(checked) != 1)} but {len(values)} "
+                    f"coefficient{'s' * (len(values) != 1)}; "
                 "give one coefficient for each order."
             )
         for i, c in enumerate(values):
             if isinstance(c, bool) or not isinstance(c, (int, float)):
                 raise OptionTypeError(f"MultiTerm coefficients[{i}] must be a number, got {c!r}.")
-            if not math.isfinite(c) or c <= 0:
+            if not is_finite(c) or c <= 0:
                 raise OptionError(
                     f"MultiTerm coefficients[{i}] must be finite and positive, got {c}; "
                     "sum_i c_i D^{a_i} v = rate has no decaying solution otherwise."

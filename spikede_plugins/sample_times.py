@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikede_plugins.checks import is_finite, is_readable
 from spikede_plugins.errors import OptionError, OptionTypeError
 
 
@@ -44,6 +45,8 @@ def time_points(given: Any, what: str) -> Tensor:
         times = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionTypeError(f"{what} must be a sequence of numbers, got {type(given).__name__}.") from error
+    if not is_readable(times):
+        raise OptionTypeError(f"{what} must hold numbers, got a tensor without any (meta or sparse).")
     if times.is_complex():
         raise OptionTypeError(f"{what} must be real numbers, got complex ones.")
     times = times.to(dtype=torch.float64, device="cpu").detach()
@@ -67,7 +70,8 @@ def uniform_step(times: Tensor, blur: float, default: Any) -> float | None:
         OptionError: for times of a precision that cannot tell their steps apart, or a step size that is none.
     """
     given = 1.0 if default is None else default
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not number or not is_finite(given) or not given > 0:
         raise OptionError(f"step_size must be a positive number, got {given!r}.")
     if len(times) == 1:
         return float(given)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from spikede_plugins.checks import is_readable, items_of
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.errors import (
     ConversionError,
@@ -63,12 +64,13 @@ def as_patterns(value: Any, what: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     patterns = [value] if isinstance(value, str) else value
-    if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
+    items = None if isinstance(patterns, (Mapping, Tensor)) else items_of(patterns)
+    if items is None:
         raise OptionTypeError(
             f"{what} must be a pattern or a list of patterns over dotted paths, got "
             f"{type(value).__name__}; e.g. {what}=\"features.*\"."
         )
-    result = tuple(patterns)
+    result = tuple(items)
     wrong = [p for p in result if not isinstance(p, str)]
     if wrong:
         raise OptionTypeError(f"{what} must hold strings (dotted paths or patterns), got {wrong[0]!r}.")
@@ -176,6 +178,8 @@ def read_alpha(value: Any) -> Setting[Alpha]:
     """
     listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     if listed or getattr(value, "ndim", None):  # lists and tuples; tensors and arrays with a dimension
+        if not is_readable(value):
+            raise OptionTypeError("alpha must hold numbers, got a tensor without any (meta or sparse).")
         items = value.detach().tolist() if isinstance(value, Tensor) else list(value)
         checked = tuple(_check_one_alpha(v, f"alpha[{i}]") for i, v in enumerate(items))
         return Setting("alpha", ordered=checked)

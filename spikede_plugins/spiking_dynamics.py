@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.checks import is_finite, is_readable, items_of
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, nearest
 from spikede_plugins.event_intervals import Events, NeuronState, Rules, run_interval
 from spikede_plugins.event_search import Search, search_crossing, solve_flow
@@ -92,9 +93,14 @@ class SpikingDynamics(nn.Module):
     def _names(self, learn: bool | Iterable[str]) -> frozenset[str]:
         if isinstance(learn, bool):
             return frozenset(self.values if learn else ())
-        names = [learn] if isinstance(learn, str) else list(learn)
+        names = [learn] if isinstance(learn, str) else items_of(learn)
+        if names is None:
+            raise OptionTypeError(
+                f"learn must be True, False, or the names of parameters, got {learn!r}; e.g. "
+                f"learn=[{self.values[0]!r}]."
+            )
         for name in names:
-            if name not in self.values:
+            if not isinstance(name, str) or name not in self.values:
                 raise OptionError(
                     f"learn names an unknown parameter {name!r}; {nearest(str(name), self.values)}"
                 )
@@ -114,7 +120,9 @@ class SpikingDynamics(nn.Module):
                 f"{name} must be floating point with one entry, or [n_neurons] with one for each; got "
                 f"{value.dtype} of shape {tuple(value.shape)}."
             )
-        fine = bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)
+        if not is_readable(value):
+            raise OptionTypeError(f"{name} must hold numbers, got a tensor without any (meta or sparse).")
+        fine = bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else is_finite(value)
         if not fine:
             raise OptionError(f"{name} must be finite, got {_text(value)}.")
         if name in self.positive and not _holds(0.0, value):

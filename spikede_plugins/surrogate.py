@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.checks import is_finite
 from spikede_plugins.errors import OptionError, OptionTypeError, UnknownNameError, nearest
 
 
@@ -72,11 +73,14 @@ def surrogate_name(name: str) -> str:
 
     Raises:
         UnknownNameError: for a name that is not in the table; the nearest one is offered.
+        OptionTypeError: for anything but a name.
     """
-    short = name.removesuffix("_surrogate") if isinstance(name, str) else name
+    if not isinstance(name, str):
+        raise OptionTypeError(f'the name of a surrogate is wanted, e.g. "atan", got {name!r}.')
+    short = name.removesuffix("_surrogate")
     short = _ALIASES.get(short, short)
     if short not in _SLOPES:
-        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(str(name), [*_SLOPES, *_ALIASES])}")
+        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, [*_SLOPES, *_ALIASES])}")
     return short
 
 
@@ -137,7 +141,7 @@ class Surrogate(nn.Module):
             alpha = 1.0 if self.name in ("piecewise_linear", "gaussian") else 2.0
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             raise OptionTypeError(f"the scale of a surrogate must be a number, got {alpha!r}.")
-        if not math.isfinite(alpha) or alpha <= 0:
+        if not is_finite(alpha) or alpha <= 0:
             raise OptionError(f"the scale of a surrogate must be finite and positive, got {alpha}.")
         self.alpha = float(alpha)
 

@@ -304,7 +304,7 @@ class SNNWrapper(nn.Module):
             (interpolation_method, available_interpolations(), "interpolation_method"),
             (dropout, DROPOUTS, "dropout"),
         ):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise UnknownNameError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
         self.integrator, self.interpolation_method, self.dropout = integrator, interpolation_method, dropout
         self.method = method

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.checks import is_finite
 from spikede_plugins.engine.blocks import Reach
 from spikede_plugins.errors import OptionError, OptionTypeError, SpikedeWarning
 from spikede_plugins.exponentials import (
@@ -142,11 +143,11 @@ class FractionalOperator(nn.Module):
         super().__init__()
         if isinstance(step_size, bool) or not isinstance(step_size, (int, float)):
             raise OptionTypeError(f"step_size must be a number, got {type(step_size).__name__}.")
-        if not math.isfinite(step_size) or step_size <= 0:
+        if not is_finite(step_size) or step_size <= 0:
             raise OptionError(
                 f"step_size must be finite and positive, got {step_size}; 1.0 is the native step."
             )
-        if memory_reset not in MEMORY_RESETS:
+        if not isinstance(memory_reset, str) or memory_reset not in MEMORY_RESETS:
             raise OptionError(f"memory_reset must be one of {MEMORY_RESETS}, got {memory_reset!r}.")
         if order.multi_term and not isinstance(solver, MultiTermGrunwaldLetnikov):
             raise OptionError(

@@ -1,0 +1,32 @@
+"""What checks of options share: questions on which Python and torch would raise errors of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite as a float, for which an int may be too large."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_readable(value: Any) -> bool:
+    """Whether a tensor's numbers can be looked at (False of the meta device and of sparse tensors)."""
+    return not isinstance(value, Tensor) or (value.layout == torch.strided and not value.is_meta)
+
+
+def items_of(value: Any) -> list[Any] | None:
+    """The items of a sequence, an array or a tensor (flat); None for what has none."""
+    if isinstance(value, Tensor):
+        return list(value.detach().reshape(-1).tolist()) if is_readable(value) else None
+    try:
+        return list(value)
+    except TypeError:
+        return None

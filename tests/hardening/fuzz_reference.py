@@ -1,0 +1,223 @@
+"""The fractional neuron written out in float64, for the fuzz tests to compare with.
+
+    u_k = gain rate(v_{k-1}, x_k) + jump_k - sum_{m=1..k-1} w_m u_{k-m},        v_k = start + u_k
+
+over the whole history, summed up anew at every step: nothing of the package, of a fused kernel or of a state
+that is handed on. Weights are written from their formulas (DESIGN: gl, l1, pred; Diethelm 2002: abm, trap) in
+plain torch, so that autograd gives the gradients to orders and coefficients as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+F64 = torch.float64
+
+
+def _reciprocal(series: list[Tensor]) -> list[Tensor]:
+    """``1 / (1 + s_1 z + s_2 z^2 + ...)``"""
+    head = torch.stack(series)
+    found = [torch.ones_like(series[0])]
+    for n in range(1, len(series)):
+        found.append(-(head[1 : n + 1] * torch.stack(found[::-1])).sum(0))
+    return found
+
+
+def _gl(a: Tensor, n: int) -> list[Tensor]:
+    weights = [torch.ones_like(a)]
+    for m in range(1, n + 1):
+        weights.append(weights[-1] * (m - 1.0 - a) / m)
+    return weights[1:]
+
+
+def _l1(a: Tensor, n: int) -> list[Tensor]:
+    b = [(m + 1.0) ** (1.0 - a) - (float(m) ** (1.0 - a) if m else torch.zeros_like(a)) for m in range(n + 1)]
+    return [b[m] - b[m - 1] for m in range(1, n + 1)]
+
+
+def _pred(a: Tensor, n: int) -> list[Tensor]:
+    return _reciprocal([(m + 1.0) ** a - (float(m) ** a if m else 0.0) for m in range(n + 1)])[1:]
+
+
+def _trapezoid(a: Tensor, n: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and starting weights of the product trapezoidal rule on states."""
+
+    def power(m: int) -> Tensor:
+        return float(m) ** (1.0 + a) if m else torch.zeros_like(a)
+
+    on_rates = [torch.ones_like(a)] + [power(m + 1) - 2.0 * power(m) + power(m - 1) for m in range(1, n + 1)]
+    start = [torch.zeros_like(a)] + [
+        power(k - 1) - (k - 1.0 - a) * float(k) ** a for k in range(1, n + 1)
+    ]
+    inverse = _reciprocal(on_rates)
+    first = torch.stack(start)
+    starts = [
+        (torch.stack(inverse[: k + 1][::-1]) * first[: k + 1]).sum(0) for k in range(1, n + 1)
+    ]
+    return inverse[1:], starts
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A solver with its orders and its memory.
+
+    Attributes:
+        method: gl, l1, pred, abm, trap or glmulti.
+        alpha: ``[]`` one order, ``[C]`` one a channel, ``[K]`` of terms; float64.
+        coefficients: ``[K]`` of terms, else None.
+        dim: the channel dimension of a step, counted from 0; None for one order.
+        step_size: h.
+        window: how many states are summed; 0 for all.
+        forgets: whether a neuron that fires forgets its past.
+    """
+
+    method: str
+    alpha: Tensor
+    coefficients: Tensor | None = None
+    dim: int | None = None
+    step_size: float = 1.0
+    window: int = 0
+    forgets: bool = False
+
+    def spread(self, number: Tensor, shape: torch.Size) -> Tensor:
+        """An order's number shaped to broadcast with a step."""
+        if self.dim is None or number.dim() == 0:
+            return number
+        return number.reshape([-1 if d == self.dim else 1 for d in range(len(shape))])
+
+
+class Trajectory:
+    """One layer's potential over time.
+
+    Args:
+        rule: the solver.
+        steps: how many are going to be taken.
+        start: the potential before the first one, ``[*shape]``.
+    """
+
+    def __init__(self, rule: Rule, steps: int, start: Tensor) -> None:
+        self.rule, self.v, self.start = rule, start, start
+        self.us: list[Tensor] = []
+        self.age = torch.zeros_like(start.detach())  # how many states each neuron remembers
+        self.fresh = torch.ones_like(start.detach())  # whether it still knows its first rate
+        self.start_rate: Tensor | None = None
+        a, h, n = rule.alpha, rule.step_size, steps + 1
+        self.corrector_gain = None
+        if rule.coefficients is not None:
+            scaled = rule.coefficients * h ** (-a)
+            table = torch.stack(_gl(a, n))  # [n, K]
+            self.gain = 1.0 / scaled.sum()
+            self.weights = list((table * scaled).sum(1) / scaled.sum())
+        elif rule.method in ("gl", "glmulti"):
+            self.gain, self.weights = h**a, _gl(a, n)
+        elif rule.method == "l1":
+            self.gain, self.weights = h**a * torch.exp(torch.lgamma(2.0 - a)), _l1(a, n)
+        else:
+            self.gain, self.weights = h**a / torch.exp(torch.lgamma(1.0 + a)), _pred(a, n)
+            if rule.method in ("abm", "trap"):
+                self.corrector_gain = h**a / torch.exp(torch.lgamma(2.0 + a))
+                self.corrector_weights, self.start_weights = _trapezoid(a, n)
+
+    def _past(self, weights: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(self.start)
+        for m in range(1, len(self.us) + 1):
+            if self.rule.window and m > self.rule.window:
+                break
+            w = self.rule.spread(weights[m - 1], self.start.shape)
+            total = total + w * torch.where(self.age >= m, self.us[-m], 0.0)
+        return total
+
+    def charged(self, charge: Callable[[Tensor], Tensor], base: Tensor | None = None) -> Tensor:
+        """The potential before firing; ``base`` is what the charge starts from, if that is not v."""
+        base = self.v if base is None else base
+        jump = base - self.v
+        gain = self.rule.spread(self.gain, self.start.shape)
+        rate = charge(base) - base
+        if self.start_rate is None:
+            self.start_rate = rate
+        explicit = self.start + jump + gain * rate - self._past(self.weights)
+        if self.corrector_gain is None:
+            return explicit
+        k = len(self.us) + 1
+        gain = self.rule.spread(self.corrector_gain, self.start.shape)
+        known = self.start + jump - self._past(self.corrector_weights)
+        if not (self.rule.window and k - 1 > self.rule.window):
+            s = self.rule.spread(self.start_weights[k - 1], self.start.shape)
+            known = known + gain * s * self.start_rate * self.fresh
+        if self.rule.method == "abm":
+            return known + gain * (charge(explicit) - explicit)
+        # Affine charges only: v = known + g (a v + b - v)
+        b = charge(torch.zeros_like(explicit))
+        a = charge(torch.ones_like(explicit)) - b
+        return (known + gain * b) / (1.0 + gain * (1.0 - a))
+
+    def carry(self, v: Tensor, fired: Tensor | None = None) -> None:
+        """The potential after firing, which the framework carries into the next step."""
+        self.us.append(v - self.start)
+        self.v = v
+        self.age = self.age + 1
+        if self.rule.forgets and fired is not None:
+            fired = fired.detach() != 0
+            self.start = torch.where(fired, v, self.start)
+            self.age = torch.where(fired, torch.zeros_like(self.age), self.age)
+            self.fresh = torch.where(fired, torch.zeros_like(self.fresh), self.fresh)
+
+
+@dataclass
+class Reference:
+    """What a run gives, and how far each element may be compared.
+
+    Attributes:
+        outputs, vs: ``[T, *shape]``, what the neuron gives and carries on.
+        margins: ``[T, *shape]``, how far every potential compared with a threshold kept from it.
+        others: further variables after the last step.
+    """
+
+    outputs: Tensor
+    vs: Tensor
+    margins: Tensor
+    others: dict[str, Tensor] = field(default_factory=dict)
+
+    def comparable(self, tolerance: float, largest: float = 1e3) -> Tensor:
+        """Where rounding of size ``tolerance`` cannot have changed a spike, up to this step.
+
+        A potential at its threshold may fall on either side of it in another rounding, and everything after
+        that differs; so may what has grown so large that rounding is no longer small.
+        """
+        size = torch.cummax(torch.nan_to_num(self.vs.detach().abs(), nan=math.inf), 0).values
+        fine = (self.margins.detach() > tolerance * (1.0 + size)) & (size < largest)
+        return torch.cumprod(fine.to(torch.int64), 0).bool()
+
+
+def compare(
+    reference: Reference, tolerance: float, *, outputs: Tensor | None = None, vs: Tensor | None = None,
+    until: int | None = None, what: str = "",
+) -> int:  # fmt: skip
+    """Outputs and potentials ``[T, *shape]`` against the reference; how many elements were compared.
+
+    Spikes have to be equal where they are comparable, potentials within the tolerance.
+    """
+    steps = reference.vs.shape[0] if until is None else min(until, reference.vs.shape[0])
+    valid = reference.comparable(tolerance)[:steps]
+    size = 1.0 + torch.cummax(reference.vs.detach()[:steps].abs(), 0).values if steps else reference.vs
+    for found, expected, name in (
+        (outputs, reference.outputs, "output"),
+        (vs, reference.vs, "potential"),
+    ):
+        if found is None:
+            continue
+        assert found.shape == expected.shape, f"{what}: {name} {found.shape}, expected {expected.shape}"
+        off = (found.detach().to(F64)[:steps] - expected.detach()[:steps]).abs()
+        wrong = valid & ~(off <= tolerance * size)
+        if wrong.any():
+            at = tuple(wrong.nonzero()[0].tolist())
+            raise AssertionError(
+                f"{what}: {name} at {at} is {found[at].item()!r}, by definition {expected[at].item()!r}; "
+                f"{int(wrong.sum())} of {int(valid.sum())} comparable elements differ"
+            )
+    return int(valid.sum())
