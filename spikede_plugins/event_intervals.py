@@ -191,8 +191,8 @@ def _rows(number: Tensor, rules: Rules) -> int:
     largest = float(number.max()) if number.numel() else 0.0
     if not math.isfinite(largest):
         raise StateError(
-            "a neuron fires more often in one interval than can be counted; its threshold is too close to its "
-            "reset, or its input too strong."
+            "a neuron fires more often in one interval than can be counted: move its threshold away from its "
+            "reset, or weaken the input."
         )
     most = int(largest)
     check_spikes(most, rules)

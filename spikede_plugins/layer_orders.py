@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spikede_plugins.checks import is_readable
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, UnknownNameError, nearest
 from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel
 
@@ -42,7 +43,7 @@ def layer_orders(
         OrderError: for orders out of range, a wrong count, or a flat list whose meaning is open.
         OptionError, OptionTypeError, UnknownNameError: for the other arguments.
     """
-    if alpha_mode not in ALPHA_MODES:
+    if not isinstance(alpha_mode, str) or alpha_mode not in ALPHA_MODES:
         raise UnknownNameError(f"unknown alpha_mode {alpha_mode!r}; {nearest(str(alpha_mode), ALPHA_MODES)}")
     entries = _entries(alpha, layers, multi_coefficient, alpha_mode)
     learned = _flags(learn_alpha, layers, "learn_alpha")
@@ -72,6 +73,8 @@ def layer_orders(
 def _plain(value: Any) -> Any:
     """Tensors, arrays and tuples as lists."""
     if isinstance(value, Tensor):
+        if not is_readable(value):
+            raise OptionTypeError("orders and coefficients must be numbers, got a meta or sparse tensor.")
         return value.detach().tolist()
     if hasattr(value, "tolist"):
         return value.tolist()

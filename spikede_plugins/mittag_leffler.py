@@ -152,7 +152,7 @@ def _real(z: Any) -> tuple[Tensor, torch.dtype]:
             "Pass z.real if the imaginary part is zero."
         )
     if not is_readable(z):
-        raise OptionTypeError("z must hold numbers, got a tensor without any (meta or sparse); pass z.to_dense().")
+        raise OptionTypeError("z must hold numbers, got a meta or sparse tensor; pass z.to_dense().")
     if isinstance(z, Tensor):
         return z.to(torch.float64), z.dtype if z.is_floating_point() else torch.float64
     if isinstance(z, numbers.Real):
@@ -352,9 +352,10 @@ def _along_the_parabola(z: Tensor, a: float, b: float) -> Tensor:
         value[chosen & ~far] = _sum(z[chosen & ~far], nodes.powers, nodes.near)
         value[chosen & far] = _far_sum(z[chosen & far], nodes, a, b)
     value[straight] += _straight_pole(scaled[straight], a, b, contour)
-    value[turned] += _turned_poles(
-        scaled[turned], torch.complex(along, 1.0 - across)[turned], on_shifted_node[turned], a, b, contour
-    )
+    if a > 1.0:
+        value[turned] += _turned_poles(
+            scaled[turned], torch.complex(along, 1.0 - across)[turned], on_shifted_node[turned], a, b, contour
+        )
     return value
 
 

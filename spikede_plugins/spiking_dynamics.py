@@ -242,7 +242,7 @@ def _holds(low: Value, high: Value) -> bool:
 
 def _text(value: Value) -> str:
     if not isinstance(value, Tensor):
-        return f"{value:g}"
+        return f"{value:g}" if is_finite(value) else str(value)[:20]
     return f"{value.item():g}" if value.numel() == 1 else f"{value.min():g} ... {value.max():g}"
 
 

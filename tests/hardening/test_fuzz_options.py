@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -210,11 +211,12 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         _wrapper,
         (
             "base", "integrator", "interpolation_method", "alpha", "multi_coefficient", "learn_alpha",
-            "learn_coefficient", "alpha_mode", "method", "options", "memory", "dropout", "x_time", "output_time",
-            "call_method", "call_options", "x",
+            "learn_coefficient", "alpha_mode", "method", "options", "memory", "dropout", "x_time",
+            "output_time", "call_method", "call_options", "x",
         ),
     ),
-    "fdeint": (_solve, ("func", "y0", "t", "alpha", "method", "memory", "options", "adjoint")),
+    "fdeint": (_solve, ("y0", "t", "alpha", "method", "memory", "options")),
+    "fdeint_adjoint": (partial(_solve, adjoint=True), ("y0", "t", "alpha", "method", "memory", "options")),
     "SpikingODELayer": (_layer, ("n_inputs", "n_neurons", "dynamics", "refractory", "interval", "x")),
     "ODELIFDynamics": (
         lambda **o: SpikingODELayer(2, 3, ODELIFDynamics(**o))(torch.ones(3, 2, 2), interval=1.0),

@@ -27,7 +27,7 @@ from fuzz_strategies import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
 from spikede_plugins import convert_to_fractional
@@ -88,7 +88,7 @@ def neurons(draw: Any) -> tuple[str, dict[str, Any]]:
         arguments["surrogate_function"] = draw(st.sampled_from(SURROGATES))()
     if name not in ("ComplementaryLIFNode",):
         arguments["v_threshold"] = draw(st.sampled_from([1.0, 0.5]))
-    if name not in ("CUBALIFNode",):
+    if name not in ("CUBALIFNode", "ComplementaryLIFNode"):
         arguments["detach_reset"] = draw(st.booleans())
     return name, arguments
 
