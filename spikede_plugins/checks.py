@@ -30,3 +30,8 @@ def items_of(value: Any) -> list[Any] | None:
         return list(value)
     except TypeError:
         return None
+
+
+def counted(number: int, what: str) -> str:
+    """``"1 order"``, ``"2 orders"``"""
+    return f"{number} {what}{'' if number == 1 else 's'}"

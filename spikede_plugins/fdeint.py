@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from spikede_plugins.checks import is_finite, is_readable
+from spikede_plugins.checks import counted, is_finite, is_readable
 from spikede_plugins.engine.history import per_neuron
 from spikede_plugins.engine.operator import FractionalOperator, Kernel, Source
 from spikede_plugins.engine.recall import Recalled, recall_by_blocks, recall_nothing, recall_window
@@ -544,8 +544,8 @@ def _read_orders(alpha: Any, starts: Sequence[Tensor], single: bool) -> list[Ord
     if not single:
         if len(alpha) != len(starts):
             raise OrderError(
-                f"alpha has {len(alpha)} orders, y0 has {len(starts)} tensors; give one order for each, or "
-                "one number for all."
+                f"alpha has {counted(len(alpha), 'order')}, y0 has {counted(len(starts), 'tensor')}; give "
+                "one order for each, or one number for all."
             )
         return [_read_order(each, f"alpha[{n}]") for n, each in enumerate(alpha)]
     if not isinstance(alpha, Tensor):
@@ -557,8 +557,8 @@ def _read_orders(alpha: Any, starts: Sequence[Tensor], single: bool) -> list[Ord
     last = starts[0].shape[-1] if starts[0].dim() else None
     if last != len(alpha):
         raise OrderError(
-            f"alpha has {len(alpha)} orders, but y0 has shape {tuple(starts[0].shape)}; give one for each "
-            "entry of its last dimension, or PerChannel([...], dim=...) for another one."
+            f"alpha has {counted(len(alpha), 'order')}, but y0 has shape {tuple(starts[0].shape)}; give one "
+            "for each entry of its last dimension, or PerChannel([...], dim=...) for another one."
         )
     return [_TensorOrder(alpha) if alpha.requires_grad else PerChannel(alpha, dim=-1)]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spikede_plugins.checks import is_readable
+from spikede_plugins.checks import counted, is_readable
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, UnknownNameError, nearest
 from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel
 
@@ -105,8 +105,8 @@ def _entries(alpha: Any, layers: Sequence[str], coefficients: Any, mode: str) ->
             )
         else:
             raise OrderError(
-                f"alpha has {len(alpha)} orders, but the model has {_found(layers)}; give one for each, "
-                f'or, if every layer is to have {len(alpha)} terms, alpha_mode="multiterm".'
+                f"alpha has {counted(len(alpha), 'order')}, but the model has {_found(layers)}; give one for "
+                f'each, or, if every layer is to have {len(alpha)} terms, alpha_mode="multiterm".'
             )
     if not nested and mode == "multiterm":
         return [alpha] * len(layers)

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikede_plugins.checks import is_finite, is_readable
+from spikede_plugins.checks import is_readable
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError
 
 #: The trapezoidal sum is cut off, and its step chosen, at exp(-this) of the integrand's largest value.
@@ -112,7 +112,10 @@ def _number(value: Any, what: str, example: str) -> float:
         raise OptionTypeError(
             f"{what} must be one real number, got {value!r} ({type(value).__name__}); pass e.g. {example}."
         )
-    return float(value) if is_finite(value) else math.inf * (1 if value > 0 else -1)
+    try:
+        return float(value)
+    except OverflowError:  # an int that no float can be
+        return math.inf if value == abs(value) else -math.inf
 
 
 def _check_order(alpha: Any) -> float:

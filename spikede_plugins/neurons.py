@@ -134,7 +134,7 @@ class BaseNeuron(nn.Module):
         if not isinstance(tau_learnable, bool):
             raise OptionTypeError(f"tau_learnable must be True or False, got {tau_learnable!r}.")
         noisy = isinstance(surrogate_opt, str) and surrogate_opt.removesuffix("_surrogate") == "noisy"
-        self.surrogate_opt = "noisy" if noisy else surrogate_name(surrogate_opt)
+        self.surrogate_opt = "noisy" if noisy else surrogate_name(surrogate_opt, "noisy")
         self.tau_learnable = tau_learnable
         self.tau_param = nn.Parameter(torch.zeros(())) if tau_learnable else None
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from spikede_plugins.checks import is_finite, is_readable, items_of
+from spikede_plugins.checks import counted, is_finite, is_readable, items_of
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
 
 #: A learnable order is kept at or above this value (weights and gain are smooth down to it).
@@ -128,8 +128,7 @@ class MultiTerm:
             )
         if len(values) != len(checked):
             raise OrderError(
-                f"MultiTerm has {len(checked)} order{'s' * (len(checked) != 1)} but {len(values)} "
-                    f"coefficient{'s' * (len(values) != 1)}; "
+                f"MultiTerm has {counted(len(checked), 'order')} but {counted(len(values), 'coefficient')}; "
                 "give one coefficient for each order."
             )
         for i, c in enumerate(values):

@@ -68,8 +68,12 @@ def available_surrogates() -> list[str]:
     return sorted(_SLOPES)
 
 
-def surrogate_name(name: str) -> str:
+def surrogate_name(name: str, *others: str) -> str:
     """The name in the table of what may be written in another way (``"arctan_surrogate"`` is ``"atan"``).
+
+    Args:
+        name: the name.
+        others: what else the caller knows, to be offered as well.
 
     Raises:
         UnknownNameError: for a name that is not in the table; the nearest one is offered.
@@ -80,7 +84,7 @@ def surrogate_name(name: str) -> str:
     short = name.removesuffix("_surrogate")
     short = _ALIASES.get(short, short)
     if short not in _SLOPES:
-        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, [*_SLOPES, *_ALIASES])}")
+        raise UnknownNameError(f"unknown surrogate {name!r}; {nearest(name, [*_SLOPES, *_ALIASES, *others])}")
     return short
 
 

@@ -19,6 +19,7 @@ values sees all times at once on a grid, and single ones otherwise.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,9 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spikede_plugins.engine import (
-    FractionalOperator,
-)
+from spikede_plugins.checks import is_finite
+from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.errors import (
     ConversionError,
     MissingExtraError,
@@ -159,7 +159,38 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
         for name in options:
             if name not in (*_GRID_OPTIONS, "rtol", "atol", "perturb"):
                 raise UnknownNameError(f"unknown option {name!r}; {nearest(str(name), _GRID_OPTIONS)}")
+    else:
+        _check_theirs(method, options)
+    for name in ("rtol", "atol", "max_num_steps"):
+        value = options.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+            raise OptionTypeError(f"the option {name!r} must be a number, got {value!r}.")
+        if not isinstance(value, Tensor) and not (is_finite(value) and value > 0):
+            raise OptionError(f"the option {name!r} must be finite and positive, got {value}.")
     return _Way(None, method, True, adjoint, kept, options)
+
+
+def _check_theirs(method: str, options: dict[str, Any]) -> None:
+    """Options of a method of torchdiffeq, which itself only warns of those that it does not know.
+
+    Raises:
+        UnknownNameError: for an option that the method does not have.
+    """
+    from torchdiffeq._impl.odeint import SOLVERS
+
+    arguments = [
+        argument
+        for kind in SOLVERS[method].__mro__
+        if kind is not object
+        for argument in inspect.signature(kind.__init__).parameters.values()
+    ]
+    named = {one.name for one in arguments if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+    known = {*(named - {"self", "func", "y0"}), *_GRID_OPTIONS, *_TOLERANCES, "norm"}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(
+                f"unknown option {name!r} for torchdiffeq's {method!r}; {nearest(str(name), known)}"
+            )
 
 
 def _as_options(options: Any) -> dict[str, Any]:
@@ -299,6 +330,11 @@ class SNNWrapper(nn.Module):
         super().__init__()
         if not isinstance(base, nn.Module):
             raise OptionTypeError(f"base must be a torch.nn.Module, got {type(base).__name__}.")
+        if any(isinstance(module, SNNWrapper) for module in base.modules()):
+            raise ConversionError(
+                f"{type(base).__name__} is or holds an SNNWrapper, which runs its neurons over a time of its "
+                "own; wrap the model that is in it (wrapper.base) once."
+            )
         for value, known, what in (
             (integrator, INTEGRATORS, "integrator"),
             (interpolation_method, available_interpolations(), "interpolation_method"),
@@ -428,7 +464,15 @@ class SNNWrapper(nn.Module):
 
     def _operators_for(self, way: _Way, step: float) -> dict[int, FractionalOperator]:
         """For each neuron its order bound to the solver, the memory and the step."""
-        key = (way.solver if way.solver is not None else "euler", way.memory, step)
+        layers = self._layers()
+        names = [name or "base" for name, _ in layers]
+        if names != self.neuron_names:
+            raise StateError(
+                f"the model's neuron layers are {', '.join(names) or 'gone'} now, and "
+                f"were {', '.join(self.neuron_names)} when it was wrapped; wrap it anew."
+            )
+        # A neuron put in the place of another one takes its order.
+        key = (way.solver or "euler", way.memory, step, tuple(id(layer) for _, layer in layers))
         found = self._operators.get(key)
         if found is None:
             orders = self._integer if way.integer else self._fractional_orders()
@@ -440,12 +484,6 @@ class SNNWrapper(nn.Module):
                     "'glmulti'.",
                     SpikedeWarning,
                     stacklevel=3,
-                )
-            layers = self._layers()
-            if len(layers) != len(orders):
-                raise StateError(
-                    f"the model has {len(layers)} neuron layers now, and had {len(orders)} when it was "
-                    "wrapped; wrap it anew."
                 )
             found = {
                 id(layer): FractionalOperator(
@@ -483,6 +521,11 @@ class SNNWrapper(nn.Module):
         if float(wanted[0]) < float(times[0]) - blur:
             raise OptionError(
                 f"output_time begins at {float(wanted[0]):g}, before x_time, {float(times[0]):g}."
+            )
+        if float(wanted[-1]) > float(times[-1]) + blur:
+            raise OptionError(
+                f"output_time ends at {float(wanted[-1]):g}, behind x_time, {float(times[-1]):g}, where "
+                "there is no input; give samples up to there, or end it sooner."
             )
         grid = times[: len(x)]
         after = torch.searchsorted(grid, wanted).clamp(max=len(grid) - 1)

@@ -272,7 +272,7 @@ def test_ways_to_write_orders(alpha, more, expected, capsys):
         ({"alpha": []}, OrderError, "alpha is empty"),
         ({"alpha_mode": "per-layer"}, UnknownNameError, "did you mean 'per_layer'"),
         ({"alpha": 0.5, "multi_coefficient": [1.0]}, OptionError, "no layer has several orders"),
-        ({"alpha": [0.3, 0.7], "multi_coefficient": [1.0]}, OrderError, "2 orders but 1 coefficients"),
+        ({"alpha": [0.3, 0.7], "multi_coefficient": [1.0]}, OrderError, "2 orders but 1 coefficient;"),
         ({"alpha": [0.3, 0.7], "multi_coefficient": [[1.0, 1.0]]}, OrderError, "multi_coefficient has 1"),
         ({"multi_coefficient": 0.5}, OptionTypeError, "multi_coefficient must be a sequence"),
         ({"learn_alpha": [True]}, OptionError, "learn_alpha has 1 entries, but the model has 2"),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikede_plugins.checks import counted
 from spikede_plugins.engine import cpu
 from spikede_plugins.engine.block_steps import Taken, begin_block, take_step
 from spikede_plugins.engine.blocks import Block, blocks, fold
@@ -85,7 +86,7 @@ def check_channels(operator: FractionalOperator, shape: torch.Size) -> int | Non
     count = operator.order.count
     if not -len(shape) <= dim < len(shape) or shape[dim] != count:
         raise OptionError(
-            f"PerChannel has {count} orders for dimension {dim}, but one time step has shape "
+            f"PerChannel has {counted(count, 'order')} for dimension {dim}, but one time step has shape "
             f"{tuple(shape)}; give one order for each channel, or another dim=."
         )
     return dim % len(shape)
