@@ -533,8 +533,8 @@ class SNNWrapper(nn.Module):
             wanted = torch.where((wanted - grid[near]).abs() <= blur, grid[near], wanted)
         points = torch.cat([grid, wanted]).unique()
         points = points[points <= wanted[-1]]
-        states = tuple(v.unsqueeze(0) for v in start)
-        if len(points) > 1:
+        states = tuple(v.expand(len(points), *v.shape) for v in start)  # of an empty batch, all there is
+        if len(points) > 1 and x.shape[1]:
             states = self._solve(solvers, field, start, points.to(x.device), way, x)
         rows = torch.searchsorted(points, wanted)
         x, states = signal(wanted), tuple(v[rows] for v in states)
@@ -598,8 +598,8 @@ class SNNWrapper(nn.Module):
         field = VectorField(self.base, signal, x.shape[1], masks)
         start, called = self._resting(x[0])
         orders = [operators[id(layer)].order for layer in called]
-        states: tuple[Tensor, ...] = tuple(v.unsqueeze(0) for v in start)
-        if steps > 1:
+        states: tuple[Tensor, ...] = tuple(v.expand(steps, *v.shape) for v in start)
+        if steps > 1 and x.shape[1]:  # an empty batch has nothing to integrate
             states = fdeint_adjoint(
                 field, start, times[:steps].to(x.device), alpha=orders,
                 method=way.solver or "gl", memory=way.memory,

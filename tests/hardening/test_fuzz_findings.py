@@ -190,3 +190,10 @@ def test_a_neuron_put_in_the_place_of_another():
 def test_words_that_are_arrays(name):
     with pytest.raises(SpikedeError, match=f"unknown {name}"):
         wrapped(**{name: np.array([["a", "b"]])})
+
+
+@pytest.mark.parametrize("options", [{"integrator": "fdeint_adjoint"}, {"integrator": "odeint", "method": "rk4"}])
+def test_an_empty_batch(options):
+    if options.get("method") == "rk4":
+        pytest.importorskip("torchdiffeq")
+    assert wrapped(**options)(X[:, :0], TIMES).shape == (6, 0, 2)

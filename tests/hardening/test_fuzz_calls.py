@@ -1,0 +1,211 @@
+"""Calls in any order, against a model run afresh over the inputs since the last reset."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from typing import Any
+
+import torch
+from fuzz_strategies import Count, fuzz, operators
+from hypothesis import given
+from hypothesis import strategies as st
+from small_nets import FRAMEWORKS, INPUTS, Framework
+from torch import Tensor, nn
+
+from spikede_plugins import conversion_report, convert_to_fractional, plan_conversion, restore_native
+from spikede_plugins.errors import SpikedeError
+
+COUNT = Count("fuzzed call orders")
+
+#: What may come between two time steps, and may not change what they give.
+QUIET = (
+    "train", "eval", "grad", "no_grad", "detach", "copy", "pickle", "save", "load own state",
+    "load state of another", "to", "report", "plan", "backward", "zero_grad", "requires_grad", "copy and drop",
+)  # fmt: skip
+#: What starts anew.
+ANEW = ("reset", "restore and convert", "new shape", "convert a copy")
+
+
+def detach(framework: Framework, net: nn.Module) -> None:
+    if framework.name == "spikingjelly":
+        from spikingjelly.activation_based import functional
+
+        functional.detach_net(net)
+    else:
+        for module in net.modules():
+            if hasattr(module, "native_class"):
+                module.mem.detach_()
+
+
+def reset(framework: Framework, net: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        framework.reset(net)
+    for module in net.modules():  # utils.reset does not find the neurons of a copied snnTorch net, nor natively
+        if hasattr(module, "reset_mem"):
+            module.reset_mem()
+
+
+class Machine:
+    """A converted net, the inputs since its last reset, and what it gave."""
+
+    def __init__(self, framework: Framework, options: dict[str, Any]) -> None:
+        self.framework, self.options = framework, options
+        # snnTorch's spikes are float32, with which its nets do not run in float64.
+        self.dtype = torch.float64 if framework.name == "spikingjelly" else torch.float32
+        self.native = framework.net().to(self.dtype)
+        self.net = convert_to_fractional(self.native, **options)
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.grad, self.batch, self.start, self.checked = True, 3, 0, 0
+
+    def fresh(self) -> nn.Module:
+        return convert_to_fractional(self.native, **self.options)
+
+    def step(self, count: int, whole: bool) -> None:
+        """``count`` time steps, at once where the framework can."""
+        self.start += 1
+        generator = torch.Generator().manual_seed(self.start)
+        x = 4 * torch.randn(count, self.batch, INPUTS, generator=generator, dtype=self.dtype)
+        with torch.set_grad_enabled(self.grad):
+            if whole and self.framework.name == "spikingjelly":
+                from spikingjelly.activation_based import functional
+
+                functional.set_step_mode(self.net, "m")
+                out = self.net(x)
+                functional.set_step_mode(self.net, "s")
+            else:
+                out = torch.stack([self.net(each) for each in x])
+        self.inputs.append(x)
+        self.outputs.append(out)
+
+    def check(self) -> None:
+        """Everything since the last reset is what a new model gives for the same inputs, step by step."""
+        if not self.inputs:
+            return
+        twin = self.fresh()  # not reset: snnTorch would reset all neurons of a class with it
+        with torch.no_grad():
+            expected = torch.stack([twin(x) for x in torch.cat(self.inputs)])
+        found = torch.cat([out.detach() for out in self.outputs])
+        assert torch.equal(found, expected), f"{int((found != expected).sum())} spikes differ"
+        close = 1e-9 if self.dtype == torch.float64 else 1e-5
+        names = ("v",) if self.framework.name == "spikingjelly" else ("mem",)
+        for a, b in zip(self.net.modules(), twin.modules(), strict=True):
+            for name in names:
+                if hasattr(a, "native_class"):
+                    torch.testing.assert_close(
+                        getattr(a, name).detach(), getattr(b, name), rtol=close, atol=close
+                    )
+        self.checked += 1
+        del self.inputs[:], self.outputs[:]
+
+    def anew(self, what: str) -> None:
+        self.check()
+        if what == "restore and convert":
+            self.net = convert_to_fractional(restore_native(self.net), **self.options)
+        elif what == "convert a copy":
+            self.net = convert_to_fractional(copy.deepcopy(self.native), inplace=True, **self.options)
+        elif what == "new shape":
+            self.batch = self.batch % 7 + 1
+            if self.framework.name == "spikingjelly":
+                reset(self.framework, self.net)  # releases differ in what they do without
+        else:
+            reset(self.framework, self.net)
+        if what == "new shape":
+            return
+
+    def quiet(self, what: str) -> None:
+        net = self.net
+        if what in ("train", "eval"):
+            net.train(what == "train")
+        elif what in ("grad", "no_grad"):
+            self.grad = what == "grad"
+        elif what == "detach":
+            detach(self.framework, net)
+        elif what == "copy":
+            self.net = copy.deepcopy(net)
+        elif what == "copy and drop":
+            other = copy.deepcopy(net)
+            with torch.no_grad():
+                for _ in range(3):
+                    other(torch.ones(self.batch, INPUTS, dtype=self.dtype))
+        elif what == "pickle":
+            self.net = pickle.loads(pickle.dumps(net))
+        elif what == "save":
+            file = io.BytesIO()
+            torch.save(net, file)
+            self.net = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        elif what == "load own state":
+            net.load_state_dict(net.state_dict())
+        elif what == "load state of another":
+            net.load_state_dict(self.native.state_dict())
+        elif what == "to":
+            net.to("cpu", self.dtype)
+        elif what == "report":
+            str(conversion_report(net))
+        elif what == "plan":
+            try:
+                plan_conversion(net)
+            except SpikedeError as error:
+                assert "already fractional" in str(error)
+        elif what == "backward":
+            graphs = [out for out in self.outputs if out.requires_grad]
+            if graphs:
+                sum(out.sum() for out in graphs).backward()
+                detach(self.framework, net)
+                self.outputs = [out.detach() for out in self.outputs]
+        elif what == "zero_grad":
+            net.zero_grad()
+        elif what == "requires_grad":
+            net.requires_grad_(True)
+
+
+@given(st.data())
+@fuzz(50, 2000)
+def _calls(data: Any) -> None:
+    global LAST
+    framework: Framework = data.draw(
+        st.sampled_from([p.values[0] for p in FRAMEWORKS if not p.marks[0].args[0]])
+    )
+    operator = data.draw(operators(16))
+    while not isinstance(operator.alpha, float) or operator.impossible():
+        operator = data.draw(operators(16))
+    options = dict(operator.options)
+    actions = data.draw(
+        st.lists(
+            st.one_of(
+                st.tuples(st.just("step"), st.sampled_from([1, 1, 1, 2, 3, 16, 17, 40, 90])),
+                st.tuples(st.just("sequence"), st.sampled_from([1, 2, 5, 16, 33, 90])),
+                st.tuples(st.sampled_from(QUIET), st.just(0)),
+                st.tuples(st.sampled_from(ANEW), st.just(0)),
+            ),
+            min_size=2, max_size=14,
+        )
+    )  # fmt: skip
+    LAST = (framework.name, options, actions)
+    try:
+        machine = Machine(framework, options)
+    except SpikedeError as error:
+        assert "exponentials" in str(error)
+        COUNT.add("expected errors")
+        return
+    if not any(hasattr(m, "native_class") for m in machine.net.modules()):
+        return
+    for what, count in actions:
+        if what in ("step", "sequence"):
+            machine.step(count, what == "sequence")
+        elif what in ANEW:
+            machine.anew(what)
+        else:
+            machine.quiet(what)
+    machine.check()
+    COUNT.add("cases")
+
+
+def test_calls():
+    """Steps and sequences, copies, checkpoints, modes and resets in any order."""
+    _calls()
+    COUNT.record()
