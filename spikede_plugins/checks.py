@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikede_plugins.errors import OptionTypeError
+
 
 def is_finite(value: float) -> bool:
     """Whether a number is finite as a float, for which an int may be too large."""
@@ -35,3 +37,14 @@ def items_of(value: Any) -> list[Any] | None:
 def counted(number: int, what: str) -> str:
     """``"1 order"``, ``"2 orders"``"""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def flag(value: Any, what: str) -> bool:
+    """``value``, which must be True or False.
+
+    Raises:
+        OptionTypeError: if it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{what} must be True or False, got {value!r}.")
+    return value

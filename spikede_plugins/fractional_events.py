@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spikede_plugins.checks import items_of
 from spikede_plugins.engine import FRESH, FractionalOperator, History, HistoryLog, charge_step
 from spikede_plugins.errors import OptionError
 from spikede_plugins.event_intervals import Events, NeuronState, Rules, check_spikes, counted, implicit_time
@@ -86,7 +87,8 @@ class FractionalLIFDynamics(SpikingDynamics):
         v_threshold: Value = 1.0, v_reset: Value = 0.0, C_mem: Value = 1.0, *, v_peak: float | None = None,
         method: str | Solver = "l1", memory: str | int | Memory = "full", learn: bool | Iterable[str] = False,
     ) -> None:  # fmt: skip
-        names = list(learn) if not isinstance(learn, (bool, str)) else learn
+        # Anything but names is left to the parent to refuse.
+        names = items_of(learn) or learn if not isinstance(learn, (bool, str)) else learn
         orders = names is True or names == "alpha" or (isinstance(names, list) and "alpha" in names)
         if isinstance(names, list):
             names = [name for name in names if name != "alpha"]

@@ -48,12 +48,15 @@ class WindowMemory(Memory):
     """The newest ``length`` states (short-memory principle, Podlubny 1999, section 7.3).
 
     Raises:
+        OptionTypeError: if ``length`` is no int.
         OptionError: if ``length`` < 1.
     """
 
     length: int
 
     def __post_init__(self) -> None:
+        if isinstance(self.length, bool) or not isinstance(self.length, int):
+            raise OptionTypeError(f"a window's length must be an int, got {type(self.length).__name__}.")
         if self.length < 1:
             raise OptionError(
                 f"memory must keep at least 1 step, got {self.length}; "

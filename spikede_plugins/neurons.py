@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikede_plugins.checks import is_finite
+from spikede_plugins.checks import flag, is_finite
 from spikede_plugins.engine import AffineCode, ElementwiseNeuron, affine_neuron
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, UnknownNameError, nearest
 from spikede_plugins.surrogate import spike, surrogate_name
@@ -378,14 +378,14 @@ class NoisyLIFNeuron(BaseNeuron):
         super().__init__(tau, threshold)
         self.gamma = number(gamma, "gamma")
         self.concrete_temp = number(concrete_temp, "concrete_temp")
-        if train_spike_mode not in NOISY_MODES:
+        if not isinstance(train_spike_mode, str) or train_spike_mode not in NOISY_MODES:
             raise UnknownNameError(
                 f"unknown train_spike_mode {train_spike_mode!r}; "
                 f"{nearest(str(train_spike_mode), NOISY_MODES)}"
             )
         self.train_spike_mode = train_spike_mode
         self.z_clip = None if z_clip is None else number(z_clip, "z_clip")
-        self.hard_eval, self.detach_reset = hard_eval, detach_reset
+        self.hard_eval, self.detach_reset = flag(hard_eval, "hard_eval"), flag(detach_reset, "detach_reset")
 
     def spike_fn(self, v: Tensor) -> Tensor:
         """The spikes of charged potentials ``v``."""

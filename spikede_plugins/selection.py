@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from spikede_plugins.checks import is_readable, items_of
+from spikede_plugins.checks import flag, is_readable, items_of
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.errors import (
     ConversionError,
@@ -207,12 +207,6 @@ def check_surrogate(value: Any, what: str) -> Surrogate | None:
     return Surrogate(value)
 
 
-def _check_flag(value: Any, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise OptionTypeError(f"{what} must be True or False, got {value!r}.")
-    return value
-
-
 def _unchecked(value: Any, what: str) -> Any:
     return value  # FractionalOperator checks it
 
@@ -244,7 +238,7 @@ class OperatorSettings:
             Setting.read(method, "method", _check_method),
             Setting.read(memory, "memory", lambda value, what: as_memory(value)),
             Setting.read(step_size, "step_size", _unchecked),
-            Setting.read(learn_alpha, "learn_alpha", _check_flag),
+            Setting.read(learn_alpha, "learn_alpha", flag),
             Setting.read(memory_reset, "memory_reset", _unchecked),
             Setting.read(checkpoint, "checkpoint", _unchecked),
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.checks import flag
 from spikede_plugins.engine import events as fused
 from spikede_plugins.errors import OptionError, OptionTypeError, UnknownNameError, nearest
 from spikede_plugins.event_intervals import Events, NeuronState, Rules, check_spikes
@@ -97,7 +98,7 @@ class SpikingODELayer(nn.Module):
             )
         dynamics.check_width(n_neurons)
         self.dynamics = dynamics
-        if interpolation not in _INTERPOLATIONS:
+        if not isinstance(interpolation, str) or interpolation not in _INTERPOLATIONS:
             raise UnknownNameError(
                 f"unknown interpolation {interpolation!r}; {nearest(str(interpolation), _INTERPOLATIONS)}"
             )
@@ -107,13 +108,15 @@ class SpikingODELayer(nn.Module):
         self.search = Search(
             number(dt_init, "dt_init"), number(dt_min, "dt_min"), _solver(solver),
             rtol if rtol is None else number(rtol, "rtol"), atol if atol is None else number(atol, "atol"),
-            _count(max_steps, "max_steps"), adjoint,
+            _count(max_steps, "max_steps"), flag(adjoint, "adjoint"),
         )  # fmt: skip
         self.slope_floor = number(slope_floor, "slope_floor")
         self.max_spikes = max_spikes if max_spikes is None else _count(max_spikes, "max_spikes")
         dynamics.check_rules(self.rules)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise OptionTypeError(f"dtype must be a floating-point dtype of torch, got {dtype!r}.")
         self.weight = nn.Parameter(torch.empty(n_neurons, n_inputs, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(n_neurons, device=device, dtype=dtype)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(n_neurons, device=device, dtype=dtype)) if flag(bias, "bias") else None
         bound = 1.0 / math.sqrt(n_inputs)
         nn.init.uniform_(self.weight, -bound, bound)
         dynamics.to(device=self.weight.device, dtype=self.weight.dtype)

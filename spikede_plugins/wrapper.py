@@ -132,7 +132,8 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
     fractional = integrator.startswith("fdeint")
     options = dict(options)
     memory = options.pop("memory", "auto")
-    kept = as_memory("full" if memory is None or memory == -1 else memory)
+    everything = memory is None or (isinstance(memory, int) and memory == -1)
+    kept = as_memory("full" if everything else memory)
     if method is None:
         method = "gl" if fractional else "euler"
     if isinstance(method, Solver):

@@ -51,14 +51,10 @@ def _trapezoid(a: Tensor, n: int) -> tuple[list[Tensor], list[Tensor]]:
         return float(m) ** (1.0 + a) if m else torch.zeros_like(a)
 
     on_rates = [torch.ones_like(a)] + [power(m + 1) - 2.0 * power(m) + power(m - 1) for m in range(1, n + 1)]
-    start = [torch.zeros_like(a)] + [
-        power(k - 1) - (k - 1.0 - a) * float(k) ** a for k in range(1, n + 1)
-    ]
+    start = [torch.zeros_like(a)] + [power(k - 1) - (k - 1.0 - a) * float(k) ** a for k in range(1, n + 1)]
     inverse = _reciprocal(on_rates)
     first = torch.stack(start)
-    starts = [
-        (torch.stack(inverse[: k + 1][::-1]) * first[: k + 1]).sum(0) for k in range(1, n + 1)
-    ]
+    starts = [(torch.stack(inverse[: k + 1][::-1]) * first[: k + 1]).sum(0) for k in range(1, n + 1)]
     return inverse[1:], starts
 
 

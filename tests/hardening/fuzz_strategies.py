@@ -136,7 +136,9 @@ class Operator:
 
 
 @st.composite
-def operators(draw: Any, channels: int, dim: int = 1, methods: tuple[str, ...] = EXPLICIT + CORRECTORS) -> Any:
+def operators(
+    draw: Any, channels: int, dim: int = 1, methods: tuple[str, ...] = EXPLICIT + CORRECTORS
+) -> Any:
     """Options that make up a fractional operator; orders a channel are mostly as many as channels."""
     method = draw(st.sampled_from(methods))
     kind = draw(st.sampled_from(["one", "one", "one", "channel", "terms"]))

@@ -44,7 +44,9 @@ def reset(framework: Framework, net: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         framework.reset(net)
-    for module in net.modules():  # utils.reset does not find the neurons of a copied snnTorch net, nor natively
+    for (
+        module
+    ) in net.modules():  # utils.reset does not find the neurons of a copied snnTorch net, nor natively
         if hasattr(module, "reset_mem"):
             module.reset_mem()
 

@@ -15,6 +15,7 @@ from spikede_plugins import (
     IFNeuron,
     LIFNeuron,
     MultiTerm,
+    NoisyLIFNeuron,
     ODEIFDynamics,
     ODELIFDynamics,
     OptionError,
@@ -28,6 +29,7 @@ from spikede_plugins import (
     SumOfExponentials,
     Surrogate,
     UnknownNameError,
+    WindowMemory,
     convert_to_fractional,
     fdeint,
     mittag_leffler,
@@ -132,7 +134,30 @@ def test_times_without_numbers():
         with pytest.raises(OptionTypeError, match="t must hold numbers"):
             fdeint(lambda t, y: -y, torch.ones(2), t, alpha=0.5)
     with pytest.raises(OptionError, match="step_size"):
-        fdeint(lambda t, y: -y, torch.ones(2), torch.linspace(0, 1, 5), alpha=0.5, options={"step_size": HUGE})
+        fdeint(
+            lambda t, y: -y, torch.ones(2), torch.linspace(0, 1, 5), alpha=0.5, options={"step_size": HUGE}
+        )
+
+
+@pytest.mark.parametrize("length", [None, True, 2.5, torch.ones(2), "3"])
+def test_a_window_of_anything_but_steps(length):
+    with pytest.raises(OptionTypeError, match="length must be an int"):
+        WindowMemory(length)
+
+
+@pytest.mark.parametrize(
+    "options", [{"adjoint": 1}, {"bias": "no"}, {"dtype": torch.int64}, {"dtype": float}]
+)
+def test_settings_of_the_event_driven_layer(options):
+    with pytest.raises(OptionTypeError, match=f"{next(iter(options))} must be"):
+        SpikingODELayer(2, 3, **options)
+
+
+def test_settings_of_the_noisy_neuron():
+    with pytest.raises(OptionTypeError, match="hard_eval must be True or False"):
+        NoisyLIFNeuron(hard_eval=np.array([True, False]))
+    with pytest.raises(UnknownNameError, match="train_spike_mode"):
+        NoisyLIFNeuron(train_spike_mode=np.array(["concrete"]))
 
 
 # -- the wrapper ----------------------------------------------------------------------------------
@@ -186,13 +211,20 @@ def test_a_neuron_put_in_the_place_of_another():
         before(X, TIMES)
 
 
+def test_a_memory_that_is_a_tensor():
+    with pytest.raises(OptionTypeError, match="memory must be"):
+        wrapped(memory=torch.ones(2))
+
+
 @pytest.mark.parametrize("name", ["integrator", "alpha_mode", "dropout", "interpolation_method"])
 def test_words_that_are_arrays(name):
     with pytest.raises(SpikedeError, match=f"unknown {name}"):
         wrapped(**{name: np.array([["a", "b"]])})
 
 
-@pytest.mark.parametrize("options", [{"integrator": "fdeint_adjoint"}, {"integrator": "odeint", "method": "rk4"}])
+@pytest.mark.parametrize(
+    "options", [{"integrator": "fdeint_adjoint"}, {"integrator": "odeint", "method": "rk4"}]
+)
 def test_an_empty_batch(options):
     if options.get("method") == "rk4":
         pytest.importorskip("torchdiffeq")

@@ -147,7 +147,9 @@ def _snntorch(data: Any) -> None:
         return  # as natively, which the test of values sees to
     spikes, mems = (torch.stack([t.to(F64) for t in each]) for each in played[:2])
     loss = (spikes * factors(spikes, 0)).sum() + (mems * factors(mems, 1)).sum()
-    names = [key for key, p in made.named_parameters() if p.requires_grad and not key.startswith("fractional.")]
+    names = [
+        key for key, p in made.named_parameters() if p.requires_grad and not key.startswith("fractional.")
+    ]
     params, twins = dict(made.named_parameters()), dict(exact.named_parameters())
     if not loss.requires_grad:
         return

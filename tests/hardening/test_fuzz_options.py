@@ -20,15 +20,19 @@ from small_nets import FRAMEWORKS, Framework, frames
 from torch import Tensor, nn
 
 from spikede_plugins import (
+    FractionalLIFDynamics,
+    HardResetLIFNeuron,
     IFNeuron,
     LIFNeuron,
     MultiTerm,
+    NoisyLIFNeuron,
     ODEIFDynamics,
     ODELIFDynamics,
     PerChannel,
     SNNWrapper,
     SpikingODELayer,
     SumOfExponentials,
+    WindowMemory,
     conversion_report,
     convert_to_fractional,
     fdeint,
@@ -66,7 +70,12 @@ GARBAGE: list[Callable[[], Any]] = [
     lambda: torch.tensor(True), lambda: torch.tensor(3), lambda: torch.tensor(0.5 + 1j),
     lambda: torch.tensor([0.5, 0.7], requires_grad=True), lambda: torch.tensor(0.5, device="meta"),
     lambda: torch.empty(2, device="meta"), lambda: torch.tensor(0.5, dtype=torch.float16),
-    lambda: torch.tensor([0.5]).to_sparse(), lambda: nn.Parameter(torch.tensor(0.5)), lambda: nn.Linear(2, 2),
+    lambda: torch.tensor([0.5]).to_sparse(), lambda: {"rtol": "x"}, lambda: {"step_size": None},
+    lambda: {"max_num_steps": 0.5}, lambda: {"first_step": "x"}, lambda: {"memory": {}},
+    lambda: {"rtol": torch.tensor([1.0, 2.0])}, lambda: {"step_size": -1.0}, lambda: {"max_num_steps": None}, lambda: {"perturb": "x"}, lambda: {"interp": "x"},
+    lambda: torch.linspace(0, 1, 5), lambda: torch.linspace(0, 1, 6), lambda: torch.ones(5, 2, 4, dtype=torch.int8),
+    lambda: torch.ones(5, 2, 4, dtype=torch.float64), lambda: torch.ones(5, 2, 3), lambda: torch.ones(5),
+    lambda: torch.ones(3, 2, 2) * 1e30, lambda: torch.full((5, 2, 4), math.nan), lambda: torch.ones(5, 0, 4), lambda: nn.Parameter(torch.tensor(0.5)), lambda: nn.Linear(2, 2),
     lambda: PerChannel([0.5]), lambda: PerChannel([0.5, 0.7], dim=10**30), lambda: PerChannel([0.5], dim=-7),
     lambda: MultiTerm([0.5, 0.9], [1.0, 2.0]), lambda: MultiTerm([0.5], [1e308], True),
     lambda: MultiTerm([0.5, 0.5], [1e-308, 1e-320]), lambda: SumOfExponentials(0.5, 1),
@@ -125,7 +134,9 @@ CONVERSIONS = Count("fuzzed options of a conversion")
 @fuzz(250, 8000)
 def _conversions(data: Any) -> None:
     global LAST
-    framework: Framework = data.draw(st.sampled_from([p.values[0] for p in FRAMEWORKS if not p.marks[0].args[0]]))
+    framework: Framework = data.draw(
+        st.sampled_from([p.values[0] for p in FRAMEWORKS if not p.marks[0].args[0]])
+    )
     names = data.draw(st.lists(st.sampled_from(CONVERSION), min_size=1, max_size=2, unique=True))
     options = {name: GARBAGE[data.draw(VALUES)]() for name in names}
     if data.draw(st.booleans()):
@@ -170,8 +181,12 @@ def _base() -> nn.Module:
 
 
 def _wrapper(**options: Any) -> Any:
-    call = {k: options.pop(k) for k in ("x_time", "output_time", "call_method", "call_options", "x") if k in options}
-    net = SNNWrapper(options.pop("base", None) or _base(), **{"integrator": "fdeint", **options})
+    call = {
+        k: options.pop(k)
+        for k in ("x_time", "output_time", "call_method", "call_options", "x")
+        if k in options
+    }
+    net = SNNWrapper(options.pop("base") if "base" in options else _base(), **{"integrator": "fdeint", **options})
     x = call.get("x", torch.ones(5, 2, 4))
     given = {"method": call.get("call_method"), "options": call.get("call_options")}
     out = net(x, call.get("x_time", torch.linspace(0, 1, 5)), call.get("output_time"), **given)
@@ -181,15 +196,23 @@ def _wrapper(**options: Any) -> Any:
 
 def _solve(**given: Any) -> Any:
     run = fdeint_adjoint if given.pop("adjoint", False) else fdeint
-    options = {"func": lambda t, y: -y, "y0": torch.ones(2), "t": torch.linspace(0, 1, 5), "alpha": 0.5, **given}
+    options = {
+        "func": lambda t, y: -y,
+        "y0": torch.ones(2),
+        "t": torch.linspace(0, 1, 5),
+        "alpha": 0.5,
+        **given,
+    }
     return run(options.pop("func"), options.pop("y0"), options.pop("t"), **options)
 
 
 def _layer(**given: Any) -> Any:
-    made = {k: v for k, v in given.items() if k in ("n_inputs", "n_neurons", "dynamics", "refractory")}
     rest = {k: v for k, v in given.items() if k in ("interval", "x")}
+    made = {k: v for k, v in given.items() if k not in rest}
     options = {"dynamics": ODELIFDynamics(tau_mem=5.0), **made}
-    layer = SpikingODELayer(options.pop("n_inputs", 2), options.pop("n_neurons", 3), options.pop("dynamics"), **options)
+    layer = SpikingODELayer(
+        options.pop("n_inputs", 2), options.pop("n_neurons", 3), options.pop("dynamics"), **options
+    )
     return layer(rest.get("x", torch.ones(3, 2, 2)), interval=rest.get("interval", 1.0))
 
 
@@ -217,7 +240,41 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     ),
     "fdeint": (_solve, ("y0", "t", "alpha", "method", "memory", "options")),
     "fdeint_adjoint": (partial(_solve, adjoint=True), ("y0", "t", "alpha", "method", "memory", "options")),
-    "SpikingODELayer": (_layer, ("n_inputs", "n_neurons", "dynamics", "refractory", "interval", "x")),
+    "SpikingODELayer": (
+        _layer,
+        (
+            "n_inputs", "n_neurons", "dynamics", "refractory", "interval", "x", "dt_init", "dt_min",
+            "interpolation", "bias", "surrogate", "slope_floor", "solver", "rtol", "atol", "max_steps", "adjoint",
+            "max_spikes", "dtype",
+        ),
+    ),
+    "FractionalLIFDynamics": (
+        lambda **o: SpikingODELayer(2, 3, FractionalLIFDynamics(**{"alpha": 0.5, **o}), dt_init=0.5)(
+            torch.ones(3, 2, 2), interval=1.0
+        ),
+        ("alpha", "tau_mem", "v_threshold", "v_reset", "v_rest", "method", "memory"),
+    ),
+    "WindowMemory": (lambda length=1: WindowMemory(length), ("length",)),
+    "HardResetLIFNeuron": (
+        lambda **o: SNNWrapper(nn.Sequential(HardResetLIFNeuron(**o)), integrator="fdeint")(
+            torch.ones(4, 2, 3), torch.arange(4.0)
+        ),
+        ("tau", "threshold", "surrogate_grad_scale", "reset_strength"),
+    ),
+    "NoisyLIFNeuron": (
+        lambda **o: SNNWrapper(nn.Sequential(NoisyLIFNeuron(**o)), integrator="fdeint")(
+            torch.ones(4, 2, 3), torch.arange(4.0)
+        ),
+        ("tau", "threshold", "gamma", "train_spike_mode", "concrete_temp", "z_clip", "hard_eval", "detach_reset"),
+    ),
+    "SNNWrapper rk4": (
+        partial(_wrapper, integrator="odeint", method="rk4"),
+        ("options", "x_time", "output_time", "call_options", "x", "interpolation_method", "alpha"),
+    ),
+    "SNNWrapper dopri5": (
+        partial(_wrapper, integrator="odeint_adjoint", method="dopri5"),
+        ("options", "x_time", "output_time", "call_options", "x", "interpolation_method"),
+    ),
     "ODELIFDynamics": (
         lambda **o: SpikingODELayer(2, 3, ODELIFDynamics(**o))(torch.ones(3, 2, 2), interval=1.0),
         ("tau_mem", "v_threshold", "v_reset", "v_rest", "learn"),

@@ -28,9 +28,7 @@ SPIKES = [
     surrogate.straight_through_estimator(), surrogate.heaviside(), surrogate.spike_rate_escape(),
 ]  # fmt: skip
 #: One number, or one a neuron of the last dimension; the framework clamps what lies outside [0, 1].
-DECAYS = st.one_of(
-    st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.2, -0.1]), st.just("several")
-)
+DECAYS = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.2, -0.1]), st.just("several"))
 SHAPES = st.sampled_from(
     [(), (WIDTH,), (0, WIDTH), (1, WIDTH), (3, WIDTH), (2, 4, WIDTH), (2, 3, 4, WIDTH), (3, 1400, WIDTH)]
 )
@@ -173,7 +171,9 @@ def reference(
         vs.append(mem)
         margins.append(margin.broadcast_to(mem.shape))
     shape = x.shape[1:]
-    stacked = [torch.stack(each) if each else torch.zeros(0, *shape, dtype=F64) for each in (outputs, vs, margins)]
+    stacked = [
+        torch.stack(each) if each else torch.zeros(0, *shape, dtype=F64) for each in (outputs, vs, margins)
+    ]
     if name in ("RLeaky", "RSynaptic") and "linear_features" in arguments and len(shape):
         stacked[2] = stacked[2].amin(-1, keepdim=True).expand_as(stacked[2])  # neurons that hear each other
     if arguments["inhibition"] and len(shape) == 2:
@@ -227,8 +227,8 @@ def _values(data: Any) -> None:
     global LAST
     shape = data.draw(SHAPES)
     name, arguments = data.draw(neurons(shape))
-    channels, dim = (shape[-1], -1) if data.draw(st.booleans()) and len(shape) else (
-        shape[1] if len(shape) > 1 else 2, 1
+    channels, dim = (
+        (shape[-1], -1) if data.draw(st.booleans()) and len(shape) else (shape[1] if len(shape) > 1 else 2, 1)
     )
     operator = data.draw(operators(channels, dim=dim))
     dtype, layout = data.draw(DTYPES), data.draw(st.sampled_from(LAYOUTS))
@@ -240,7 +240,9 @@ def _values(data: Any) -> None:
     ]
     if max(shape, default=0) > 200:
         lengths = [min(length, 40) for length in lengths]
-    between = [data.draw(st.sampled_from(["reset", "detach", "nothing", "train", "no_grad"])) for _ in lengths]
+    between = [
+        data.draw(st.sampled_from(["reset", "detach", "nothing", "train", "no_grad"])) for _ in lengths
+    ]
     seed, size = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([0.5, 1.5]))
     LAST = (name, arguments, shape, operator, dtype, layout, lengths, between)
 
@@ -314,4 +316,3 @@ def test_values():
     """Spikes and membranes over several sequences, however they are cut, are those of the definition."""
     _values()
     VALUES.record()
-

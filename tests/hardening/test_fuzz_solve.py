@@ -47,7 +47,9 @@ def by_scheme(f: Any, y0: Tensor, t0: float, h: float, steps: int, rule: Rule) -
 
     def past(weights: list[Tensor]) -> Tensor:
         kept = len(us) if not rule.window else min(len(us), rule.window)
-        return sum((rule.spread(weights[m - 1], y0.shape) * us[-m] for m in range(1, kept + 1)), torch.zeros_like(y0))
+        return sum(
+            (rule.spread(weights[m - 1], y0.shape) * us[-m] for m in range(1, kept + 1)), torch.zeros_like(y0)
+        )
 
     first = f(times[0], y0)
     for k in range(1, steps + 1):
@@ -78,7 +80,9 @@ def _solve(data: Any) -> None:
     h, t0 = data.draw(st.sampled_from([0.02, 0.1, 0.3])), data.draw(st.sampled_from([0.0, -1.0, 5.0]))
     memory = data.draw(st.one_of(st.sampled_from(["full", None, -1, "auto", "soe"]), st.integers(1, 30)))
     how = data.draw(st.sampled_from(["one", "one", "channel", "tensor", "terms"]))
-    y0 = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 999))), dtype=F64)
+    y0 = torch.randn(
+        shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 999))), dtype=F64
+    )
     coefficients = dim = None
     if how in ("channel", "tensor"):
         orders = data.draw(st.lists(ORDERS, min_size=shape[-1], max_size=shape[-1]))
@@ -172,7 +176,11 @@ def _wrap(data: Any) -> None:
     adjoint = data.draw(st.booleans())
     orders = [data.draw(ORDERS), data.draw(ORDERS)] if method != "euler" else [1.0, 1.0]
     memory = data.draw(st.one_of(st.sampled_from(["full", "auto"]), st.integers(1, 20)))
-    chosen = sorted(data.draw(st.sets(st.integers(0, steps - 1), min_size=1))) if data.draw(st.booleans()) else None
+    chosen = (
+        sorted(data.draw(st.sets(st.integers(0, steps - 1), min_size=1)))
+        if data.draw(st.booleans())
+        else None
+    )
     LAST = (neurons, steps, batch, h, method, adjoint, orders, memory, chosen)
     integrator = "odeint" if method == "euler" else "fdeint_adjoint" if adjoint else "fdeint"
     net = SNNWrapper(base, integrator, alpha=orders, alpha_mode="per_layer", method=method, memory=memory)

@@ -67,9 +67,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "TernaryLIFNode": {"v_reset": RESETS, "tau": TAUS, "decay_input": st.booleans()},
     "ComplementaryLIFNode": {"tau": TAUS},
 }  # fmt: skip
-AVAILABLE = [
-    name for name in KINDS if hasattr(neuron, name) and (EXPLICIT_STATES or name != "LIAFNode")
-]
+AVAILABLE = [name for name in KINDS if hasattr(neuron, name) and (EXPLICIT_STATES or name != "LIAFNode")]
 AFFINE = {
     "IFNode", "LIFNode", "ParametricLIFNode", "SimpleIFNode", "SimpleLIFNode", "CUBALIFNode", "ILIFNode",
     "HalfThresholdIFNode", "TernaryIFNode", "TernaryLIFNode", "ComplementaryLIFNode", "LIAFNode",
@@ -124,9 +122,10 @@ def charge_of(name: str, node: Any, x: Tensor, others: dict[str, Tensor]) -> Any
         w = others["w"]
         return lambda v: v + (x + node.a0 * (v - node.v_rest) * (v - node.v_c) - w) / node.tau
     if name == "EIFNode":
-        return lambda v: v + (
-            x + node.v_rest - v + node.delta_T * torch.exp((v - node.theta_rh) / node.delta_T)
-        ) / node.tau
+        return lambda v: (
+            v
+            + (x + node.v_rest - v + node.delta_T * torch.exp((v - node.theta_rh) / node.delta_T)) / node.tau
+        )
     if name == "KLIFNode":
         if node.decay_input:
             return lambda v: torch.relu(node.k * (v + (x - (v - rest)) / node.tau))
