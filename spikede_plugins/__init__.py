@@ -9,6 +9,7 @@ Importing this package imports torch and no SNN framework.
 from importlib.metadata import version
 
 from spikede_plugins.adapter import Adapter, Support
+from spikede_plugins.capture import SequenceModule, StepModule, sequence_module, step_module
 from spikede_plugins.conversion import (
     conversion_report,
     convert_to_fractional,
@@ -86,6 +87,7 @@ __all__ = [
     "ReleaseError",
     "ReportRow",
     "SNNWrapper",
+    "SequenceModule",
     "Solver",
     "SpikeTimes",
     "SpikedeError",
@@ -93,6 +95,7 @@ __all__ = [
     "SpikingDynamics",
     "SpikingODELayer",
     "StateError",
+    "StepModule",
     "SumOfExponentials",
     "Support",
     "Surrogate",
@@ -114,4 +117,6 @@ __all__ = [
     "refresh_plugins",
     "register_solver",
     "restore_native",
+    "sequence_module",
+    "step_module",
 ]

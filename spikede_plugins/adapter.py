@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
-from spikede_plugins.errors import OptionError
+from spikede_plugins.errors import ExportError, OptionError
 from spikede_plugins.surrogate import Surrogate
 
 
@@ -96,6 +97,29 @@ class Adapter(ABC):
         raise OptionError(
             f"the adapter {self.name!r} does not change surrogates; set it on the neuron before converting."
         )
+
+    def carry_state(self, module: nn.Module, operator: FractionalOperator) -> None:
+        """Prepare a fractional neuron for :meth:`set_state`: it takes ``operator`` and starts afresh.
+
+        Raises:
+            ExportError: if the adapter does not offer it.
+        """
+        raise ExportError(
+            f"the adapter {self.name!r} does not hand the state of its neurons in and out; "
+            "restore_native(model) gives the integer model."
+        )
+
+    def state(self, module: nn.Module) -> dict[str, Tensor]:
+        """What a native or fractional neuron carries from step to step, by name, after a step."""
+        return {}
+
+    def state_at_start(self, module: nn.Module) -> dict[str, Tensor]:
+        """The same before the first step, in the shapes that it has after one."""
+        return {name: torch.zeros_like(value) for name, value in self.state(module).items()}
+
+    def set_state(self, module: nn.Module, state: dict[str, Tensor]) -> None:
+        """Let the next step continue from this state."""
+        return
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         """Why :meth:`run_sequence` cannot run this native neuron; empty if it can."""

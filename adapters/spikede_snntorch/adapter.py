@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter, Support
-from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine import FractionalOperator, History, HistoryLog
 from spikede_plugins.engine.choice import engine_of
 from spikede_plugins.errors import OptionError
 from spikede_plugins.surrogate import Surrogate, is_step
 
 from .codes import delayed_reset
 from .neurons import FRACTIONAL, FractionalLeaky, FractionalNeuron, from_native, to_native
+from .pasts import GivenPast, Past
 
 #: The native classes with a membrane charge of their own, most derived first where they derive.
 _CONVERTED = tuple(cls for cls in FRACTIONAL if cls.__module__.startswith("snntorch."))
@@ -38,6 +39,10 @@ _UNSUPPORTED = {
     "SConv2dLSTM": "its membrane is the hidden state of a convolutional LSTM, whose gates are no "
     "membrane charge",
 }
+
+
+#: The variables of the converted neurons, as they name them.
+_STATES = ("spk", "syn", "syn_exc", "syn_inh", "mem")
 
 
 def _listed(name: str) -> type[nn.Module] | None:
@@ -140,6 +145,33 @@ class SnnTorchAdapter(Adapter):
         vars(neuron)["_native_spike_grad"] = neuron.spike_grad
         # The method, not the module, which would become a child of the neuron.
         neuron.spike_grad = Surrogate(surrogate.name, surrogate.alpha, strict=True).forward
+
+    def carry_state(self, module: nn.Module, operator: FractionalOperator) -> None:
+        neuron: Any = module
+        neuron.fractional = operator
+        self.reset_state(module)
+        vars(neuron)["_pasts"] = GivenPast()
+
+    def state(self, module: nn.Module) -> dict[str, Tensor]:
+        neuron: Any = module
+        found = {}
+        if neuron.init_hidden:  # else they are arguments and results already
+            found = {name: neuron._buffers[name] for name in _STATES if name in neuron._buffers}
+        past = vars(neuron)["_pasts"].past if isinstance(neuron, FractionalNeuron) else None
+        if past is not None:
+            traces = past.history.traces
+            found |= {"history": past.history.rows, **({} if traces is None else {"traces": traces})}
+        return found
+
+    def set_state(self, module: nn.Module, state: dict[str, Tensor]) -> None:
+        neuron: Any = module
+        for name in _STATES:
+            if name in state:
+                setattr(neuron, name, state[name])
+        rows = state.get("history")
+        if rows is not None:
+            history = History(rows, rows.new_zeros(()), state.get("traces"))
+            vars(neuron)["_pasts"] = GivenPast(Past(history, HistoryLog()))
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         neuron: Any = module

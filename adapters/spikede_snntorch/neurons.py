@@ -24,15 +24,18 @@ from spikede_plugins.engine import (
     FractionalOperator,
     History,
     HistoryLog,
+    RollingStep,
     Step,
+    begin_step,
     forget_fired,
     state_dtype,
 )
 from spikede_plugins.errors import ExportError, OptionTypeError, SpikedeWarning
+from spikede_plugins.exporting import check_capture, refuse
 
 from .closures import unwrap, wrap
 from .codes import delayed_reset
-from .pasts import Past, Pasts
+from .pasts import GivenPast, Past, Pasts
 
 #: What a fractional neuron has and its native one has not.
 _OWN = ("_pasts", "_step", "_past", "_last", "_entered")
@@ -54,8 +57,8 @@ class FractionalNeuron(snn.SpikingNeuron):
 
     native_class: ClassVar[type[nn.Module]]
     fractional: FractionalOperator
-    _pasts: Pasts
-    _step: Step | None
+    _pasts: Pasts | GivenPast
+    _step: Step | RollingStep | None
     _past: Past | None
     _last: Tensor | None
     _entered: Tensor | None
@@ -73,11 +76,15 @@ class FractionalNeuron(snn.SpikingNeuron):
 
         Raises:
             OptionError: if per-channel orders do not fit the input.
-            ExportError: if the call is one of an export to NIR, which would write an integer neuron.
+            ExportError: if the call is one of an export to NIR, which would write an integer neuron, or if it
+                is captured as a program (torch.export, ONNX, TorchScript) that would hold the state as a
+                constant.
         """
         if self.fractional.is_native:
             return super().forward(*args, **kwargs)
         _refuse_export(self)
+        x = args[0] if args else kwargs.get("input_")
+        check_capture(self, self.native_class.__name__, x, self.fractional.captures)
         _put(self, "_last", self.mem)
         try:
             out = self._fused(*args, **kwargs)
@@ -105,7 +112,7 @@ class FractionalNeuron(snn.SpikingNeuron):
             mem = self.mem = step.v
         return super().mem_reset(mem)
 
-    def _begin_step(self, mem: Tensor) -> Step:
+    def _begin_step(self, mem: Tensor) -> Step | RollingStep:
         past = self._pasts.find(mem)
         if past is None:
             if self._pasts.is_copy(mem, self._last):
@@ -114,7 +121,7 @@ class FractionalNeuron(snn.SpikingNeuron):
         mem = mem.to(state_dtype(mem))
         history = _like(past.history, mem)
         twice = self.reset_mechanism == "zero"  # some neurons then charge from two membranes
-        step = Step(self.fractional, mem, history, past.log, several=twice)
+        step = begin_step(self.fractional, mem, history, past.log, several=twice)
         _put(self, "_step", step)
         _put(self, "_past", Past(history, past.log))
         return step
@@ -159,6 +166,11 @@ class FractionalNeuron(snn.SpikingNeuron):
             spike = self.reset if delayed else (out[0] if isinstance(out, tuple) else out)
             history = forget_fired(history, self.mem, spike)
         self._pasts.add(self.mem, Past(history, log))
+
+    def __prepare_scriptable__(self) -> Any:
+        if not self.fractional.is_native:
+            refuse(self.native_class.__name__, "torch.jit.script")
+        return self
 
     # -- moving and copying -----------------------------------------------------------------------
 
@@ -261,6 +273,7 @@ class FractionalLeaky(FractionalNeuron, snn.Leaky):
         given = self.mem if mem is None else mem
         if (
             torch.compiler.is_compiling()
+            or self.fractional.captures
             or (mem is not None and self.init_hidden)
             or not isinstance(given, Tensor)
             or given.shape != input_.shape
@@ -273,7 +286,7 @@ class FractionalLeaky(FractionalNeuron, snn.Leaky):
             return None
         step = self._begin_step(given)
         past = self._past
-        if not step.fires or past is None:
+        if isinstance(step, RollingStep) or not step.fires or past is None:
             return None
         leak = self.beta.clamp(0, 1).reshape(()).to(given)
         spikes, after, history = step.fire(code, input_.to(given.dtype), leak)

@@ -52,6 +52,22 @@ def _version(mem: Tensor) -> int:
     return 0 if mem.is_inference() else mem._version  # inference tensors keep no count
 
 
+class GivenPast:
+    """The past of a neuron whose state is handed in and out with every step: one, whatever its membrane."""
+
+    def __init__(self, past: Past | None = None) -> None:
+        self.past = past
+
+    def find(self, mem: Tensor) -> Past | None:
+        return self.past
+
+    def is_copy(self, mem: Tensor, last: Tensor | None) -> bool:
+        return False
+
+    def add(self, mem: Tensor, past: Past) -> None:
+        self.past = past
+
+
 class Pasts:
     """The histories of the membranes that one neuron has returned and that are still alive.
 

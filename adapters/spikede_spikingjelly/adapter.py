@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import base, functional
 from torch import Tensor, nn
 
@@ -62,6 +63,32 @@ class SpikingJellyAdapter(Adapter):
             )
         node.__dict__["_native_surrogate"] = node.surrogate_function
         node.surrogate_function = Surrogate(surrogate.name, surrogate.alpha)
+
+    def carry_state(self, module: nn.Module, operator: FractionalOperator) -> None:
+        node: Any = _fractional(module)
+        node._modules["fractional"] = operator
+        node.reset()
+
+    def state(self, module: nn.Module) -> dict[str, Tensor]:
+        node: Any = module
+        left_out = ("history_start", "v_seq")
+        return {n: v for n, v in node._memories.items() if isinstance(v, Tensor) and n not in left_out}
+
+    def state_at_start(self, module: nn.Module) -> dict[str, Tensor]:
+        node: Any = module
+        start = {}
+        for name, value in self.state(module).items():
+            number = node._memories_rv[name]
+            start[name] = torch.full_like(value, 0.0 if number is None else number)
+        return start
+
+    def set_state(self, module: nn.Module, state: dict[str, Tensor]) -> None:
+        node: Any = module
+        node._memories.update(state)
+        if isinstance(node, FractionalNode):
+            node._memories["history_start"] = torch.full(
+                (), node._memories_rv["v"], dtype=state["v"].dtype, device=state["v"].device
+            )
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         return ""

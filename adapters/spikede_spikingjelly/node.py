@@ -28,6 +28,7 @@ from spikede_plugins.engine import (
     state_dtype,
 )
 from spikede_plugins.errors import OptionError, StateError
+from spikede_plugins.exporting import check_capture, is_exporting, refuse
 from spikede_spikingjelly.dynamics import Dynamics, Others
 from spikede_spikingjelly.release import EXPLICIT_STATES
 from spikede_spikingjelly.user import native_view
@@ -72,6 +73,8 @@ class FractionalNode(neuron.BaseNode):
     Raises:
         OptionError: for a sequence without time steps, or orders per channel that do not fit the input.
         StateError: for an input whose shape does not fit the state, where the native neuron raises too.
+        ExportError: if a call is captured as a program (torch.export, ONNX, TorchScript, NIR) that would hold
+            the state as a constant.
     """
 
     native_class: Any
@@ -220,6 +223,8 @@ class FractionalNode(neuron.BaseNode):
         """
         if not can_scan(self.fractional) or not self.dynamics.scannable(self):
             return None
+        if is_exporting():  # a program of torch's own operations: ONNX knows no other, and it loads anywhere
+            return None
         cell = self.dynamics.elementwise(self)
         # A captured graph takes the scan as one operation or, without a code for it, step by step.
         if cell is None or (cell.code is None and torch.compiler.is_compiling()):
@@ -256,6 +261,7 @@ class FractionalNode(neuron.BaseNode):
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One time step: input and output ``[B, ...]``; the state is kept in the node."""
         _no_more(self, args, kwargs)
+        self._check_capture(x)
         x = self._fit(x, self._memories)
         output, state = self._step(x, self._state(x, self._memories))
         self._memories.update(self._packed(state, self._memories))
@@ -268,6 +274,7 @@ class FractionalNode(neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """T time steps: input and output ``[T, B, ...]``; the state is kept in the node."""
         _no_more(self, args, kwargs)
+        self._check_capture(x_seq, fresh=not isinstance(self._memories["v"], Tensor))
         x = self._fit(self._first(x_seq), self._memories)
         if x.shape != x_seq.shape[1:]:
             x_seq = x_seq.expand(-1, *x.shape)
@@ -294,6 +301,7 @@ class FractionalNode(neuron.BaseNode):
         """One time step from given states (in the order of ``named_memories``); nothing is kept."""
         _no_more(self, inputs[1:], kwargs)
         memories = self._named(states)
+        self._check_capture(inputs[0], fresh=True)
         x = self._fit(inputs[0], memories)
         output, state = self._step(x, self._state(x, memories))
         return (output,), tuple(self._packed(state, memories).values())
@@ -304,11 +312,18 @@ class FractionalNode(neuron.BaseNode):
         """T time steps from given states (in the order of ``named_memories``); nothing is kept."""
         _no_more(self, inputs[1:], kwargs)
         memories, x_seq = self._named(states), inputs[0]
+        self._check_capture(x_seq, fresh=True)
         x = self._fit(self._first(x_seq), memories)
         if x.shape != x_seq.shape[1:]:
             x_seq = x_seq.expand(-1, *x.shape)
         outputs, state, _, _ = self._run(x_seq, self._state(x, memories), keep=False)
         return (outputs,), tuple(self._packed(state, memories).values())
+
+    def _check_capture(self, x: Any, fresh: bool = False) -> None:
+        check_capture(self, self.native_class.__name__, x, self.fractional.captures, fresh=fresh)
+
+    def __prepare_scriptable__(self) -> Any:
+        refuse(self.native_class.__name__, "torch.jit.script")
 
     def _named(self, states: Any) -> dict[str, Any]:
         if len(states) != len(self._memories):

@@ -4,8 +4,17 @@ from spikede_plugins.engine.affine import AffineCode, affine_neuron
 from spikede_plugins.engine.fire_steps import DelayedReset
 from spikede_plugins.engine.history import HistoryLog
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
+from spikede_plugins.engine.rolling import RollingOperator, RollingStep
 from spikede_plugins.engine.scan import ElementwiseNeuron, can_scan, scan
-from spikede_plugins.engine.step import FRESH, History, Step, charge_step, forget_fired, state_dtype
+from spikede_plugins.engine.step import (
+    FRESH,
+    History,
+    Step,
+    begin_step,
+    charge_step,
+    forget_fired,
+    state_dtype,
+)
 
 __all__ = [
     "FRESH",
@@ -16,8 +25,11 @@ __all__ = [
     "History",
     "HistoryLog",
     "Kernel",
+    "RollingOperator",
+    "RollingStep",
     "Step",
     "affine_neuron",
+    "begin_step",
     "can_scan",
     "charge_step",
     "forget_fired",

@@ -172,6 +172,10 @@ class FractionalOperator(nn.Module):
         self._warned = False
         self._nodes = self._choose_nodes()
 
+    #: What a captured program may take of its neuron: ``"step"`` (the state is an input and an output),
+    #: ``"sequence"`` (it begins and ends within the call); empty: a captured state would be a constant.
+    captures: str = ""
+
     @property
     def is_native(self) -> bool:
         """Whether this is the integer neuron itself: fixed alpha = 1 at the native step."""
@@ -201,7 +205,8 @@ class FractionalOperator(nn.Module):
         if torch.compiler.is_compiling():
             # A compiled graph may reuse its memory (what it computes is not for keeping) and learns alpha
             # through the formulas themselves.
-            if kept is not None and self.order.fixed and _enough(kept.kernel, needed, traced):
+            given = self.order.fixed or bool(self.captures)
+            if kept is not None and given and _enough(kept.kernel, needed, traced):
                 return kept.kernel
             return self._compute(needed, like, traced)
         numbers = self._learnable() if not self.order.fixed else []

@@ -102,7 +102,8 @@ class ElementwiseNeuron:
 
 def can_scan(operator: FractionalOperator) -> bool:
     """Whether the scan serves this operator; the step engine serves all others."""
-    return isinstance(operator.solver, ExplicitSolver) and operator.memory_reset == "never"
+    explicit = isinstance(operator.solver, ExplicitSolver) and operator.memory_reset == "never"
+    return explicit and operator.captures != "step"
 
 
 class Needs(NamedTuple):

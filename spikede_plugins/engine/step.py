@@ -8,7 +8,7 @@ At alpha = 1 gain is 1 and every weight in the sum vanishes: the native value, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from spikede_plugins.errors import OptionError
 from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.memory import WindowMemory
 from spikede_plugins.solvers.base import CorrectorSolver
+
+if TYPE_CHECKING:
+    from spikede_plugins.engine.rolling import RollingOperator, RollingStep
 
 _NEWTON_STEPS = 30
 
@@ -273,6 +276,17 @@ class Step:
         return per_neuron(values, self.v.shape, self.channel_dim)
 
 
+def begin_step(
+    operator: FractionalOperator, v: Tensor, history: History, log: HistoryLog, *, several: bool = False
+) -> Step | RollingStep:
+    """The step of this operator, its history sum formed; arguments as of :class:`Step`."""
+    if operator.captures == "step":
+        from spikede_plugins.engine import rolling
+
+        return rolling.RollingStep(cast("RollingOperator", operator), v, history)
+    return Step(operator, v, history, log, several=several)
+
+
 def charge_step(
     operator: FractionalOperator,
     charge: Callable[[Tensor], Tensor],
@@ -298,7 +312,7 @@ def charge_step(
     Raises:
         OptionError: if per-channel orders do not fit the shape.
     """
-    return Step(operator, v, history, log).charge(charge, affine=affine)
+    return begin_step(operator, v, history, log).charge(charge, affine=affine)
 
 
 def _correct(

@@ -1,0 +1,67 @@
+"""When a model is captured as a program (torch.export, ONNX, TorchScript, torch.fx).
+
+A captured program is a function of its inputs alone. The state of a spiking neuron (potential and history)
+would be frozen into it as it is in the moment of the capture, and every call would start from there again: a
+program that runs and is wrong. So a fractional neuron refuses to be captured, except where its state is an
+input and an output (``step_module``) or begins and ends within the call (``sequence_module``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from spikede_plugins.errors import ExportError
+
+#: Older releases of torch cannot tell an export from a compilation.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+_TRACE = "torch.jit.trace (which torch.onnx.export with dynamo=False uses)"
+_EXPORT = "torch.export (which torch.onnx.export uses)"
+_FX = "torch.fx (which exporters to NIR use)"
+
+
+def check_capture(neuron: Any, kind: str, x: Any, captures: str, *, fresh: bool = False) -> None:
+    """Nothing, unless a call with input ``x`` is being captured in a way that the neuron cannot follow.
+
+    Args:
+        neuron, kind: the neuron, and the class name a user knows it by.
+        x: the input of the call.
+        captures: what the neuron's operator is prepared for: ``"step"``, ``"sequence"`` or nothing.
+        fresh: whether this call is a whole sequence that starts from a reset.
+
+    Raises:
+        ExportError: if the program would hold the neuron's state as a constant.
+    """
+    if type(x) is not Tensor and isinstance(x, fx.Proxy):
+        refuse(kind, _FX, _path(x, neuron))
+    if torch.jit.is_tracing():
+        if captures != "step":
+            refuse(kind, _TRACE)
+    elif is_exporting() and not fresh and not captures:
+        refuse(kind, _EXPORT)
+
+
+def refuse(kind: str, what: str, path: str = "") -> None:
+    """Raise the error of a neuron that ``what`` captures.
+
+    Raises:
+        ExportError: always.
+    """
+    raise ExportError(
+        f"{path and path + ': '}the fractional {kind} cannot be captured by {what}: its potential and "
+        "history would become constants, and every call would start from them again. Capture "
+        "spikede_plugins.step_module(model, x), one step with the state as inputs and outputs, or, with "
+        "torch.export, sequence_module(model, x_seq), a whole sequence from a fresh state. A format that "
+        "knows integer neurons only (NIR) can hold restore_native(model)."
+    )
+
+
+def _path(x: fx.Proxy, neuron: Any) -> str:
+    """The dotted path of the neuron in what torch.fx traces."""
+    try:
+        return str(x.tracer.path_of_module(neuron))  # type: ignore[attr-defined]
+    except (AttributeError, NameError):
+        return ""
