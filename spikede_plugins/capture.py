@@ -50,8 +50,8 @@ class StepModule(nn.Module):
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the states, in the order in which they are taken and given."""
-        paths = [neuron.paths[0] or type(neuron.module).__name__ for neuron in self._neurons]
-        return tuple(f"{p}.{n}" for p, names in zip(paths, self._names, strict=True) for n in names)
+        prefixes = [f"{neuron.paths[0]}." if neuron.paths[0] else "" for neuron in self._neurons]
+        return tuple(p + name for p, names in zip(prefixes, self._names, strict=True) for name in names)
 
     def initial_states(self) -> tuple[Tensor, ...]:
         """The states before the first step, for inputs of the shape of the example."""

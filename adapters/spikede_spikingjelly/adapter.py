@@ -17,6 +17,9 @@ from spikede_plugins.surrogate import Surrogate, is_step
 from spikede_spikingjelly.node import FractionalNode
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
 
+#: Memories that are no state of their own: a recording, and the constant that a run from a reset starts at.
+_DERIVED = ("v_seq", "history_start")
+
 
 class SpikingJellyAdapter(Adapter):
     """Knows SpikingJelly's neurons, in every release that has ``spikingjelly.activation_based``."""
@@ -71,20 +74,22 @@ class SpikingJellyAdapter(Adapter):
 
     def state(self, module: nn.Module) -> dict[str, Tensor]:
         node: Any = module
-        left_out = ("history_start", "v_seq")
-        return {n: v for n, v in node._memories.items() if isinstance(v, Tensor) and n not in left_out}
+        found = {n: v for n, v in node._memories.items() if isinstance(v, Tensor) and n not in _DERIVED}
+        if "history_traces" in found:
+            found["traces"] = found.pop("history_traces")
+        return found
 
     def state_at_start(self, module: nn.Module) -> dict[str, Tensor]:
         node: Any = module
         start = {}
         for name, value in self.state(module).items():
-            number = node._memories_rv[name]
+            number = node._memories_rv.get(name)
             start[name] = torch.full_like(value, 0.0 if number is None else number)
         return start
 
     def set_state(self, module: nn.Module, state: dict[str, Tensor]) -> None:
         node: Any = module
-        node._memories.update(state)
+        node._memories.update({"history_traces" if n == "traces" else n: v for n, v in state.items()})
         if isinstance(node, FractionalNode):
             node._memories["history_start"] = torch.full(
                 (), node._memories_rv["v"], dtype=state["v"].dtype, device=state["v"].device
