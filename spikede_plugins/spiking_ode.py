@@ -116,7 +116,8 @@ class SpikingODELayer(nn.Module):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise OptionTypeError(f"dtype must be a floating-point dtype of torch, got {dtype!r}.")
         self.weight = nn.Parameter(torch.empty(n_neurons, n_inputs, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(n_neurons, device=device, dtype=dtype)) if flag(bias, "bias") else None
+        zeros = torch.zeros(n_neurons, device=device, dtype=dtype)
+        self.bias = nn.Parameter(zeros) if flag(bias, "bias") else None
         bound = 1.0 / math.sqrt(n_inputs)
         nn.init.uniform_(self.weight, -bound, bound)
         dynamics.to(device=self.weight.device, dtype=self.weight.dtype)

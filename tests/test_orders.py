@@ -36,7 +36,7 @@ def test_per_channel_and_multi_term_check_each_value():
         PerChannel([])
     with pytest.raises(OptionError, match="dim must be an int"):
         PerChannel([0.5], dim=1.0)
-    with pytest.raises(OrderError, match="2 orders but 1 coefficients"):
+    with pytest.raises(OrderError, match="2 orders but 1 coefficient;"):
         MultiTerm([0.5, 0.9], [1.0])
     with pytest.raises(OptionError, match=r"coefficients\[0\] must be finite and positive"):
         MultiTerm([0.5], [0.0])

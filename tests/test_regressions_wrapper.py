@@ -248,7 +248,7 @@ def test_further_arguments_that_cannot_be():
         SNNWrapper(mlp(), alpha=1.5)
     net = SNNWrapper(mlp(), "fdeint")
     net.base.append(LIFNeuron())
-    with pytest.raises(StateError, match="2 neuron layers now, and had 1"):
+    with pytest.raises(StateError, match="layers are 1, 2 now, and were 1"):
         net(sample(), TIMES)
     assert SNNWrapper(mlp(), "fdeint", alpha=np.array([0.5]))(3e38 * torch.ones(3, 2, 4), range(3)).shape
 
