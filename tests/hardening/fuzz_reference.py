@@ -36,7 +36,9 @@ def _gl(a: Tensor, n: int) -> list[Tensor]:
 
 
 def _l1(a: Tensor, n: int) -> list[Tensor]:
-    b = [(m + 1.0) ** (1.0 - a) - (float(m) ** (1.0 - a) if m else torch.zeros_like(a)) for m in range(n + 1)]
+    b = [
+        (m + 1.0) ** (1.0 - a) - (float(m) ** (1.0 - a) if m else torch.zeros_like(a)) for m in range(n + 1)
+    ]
     return [b[m] - b[m - 1] for m in range(1, n + 1)]
 
 
@@ -50,7 +52,9 @@ def _trapezoid(a: Tensor, n: int) -> tuple[list[Tensor], list[Tensor]]:
     def power(m: int) -> Tensor:
         return float(m) ** (1.0 + a) if m else torch.zeros_like(a)
 
-    on_rates = [torch.ones_like(a)] + [power(m + 1) - 2.0 * power(m) + power(m - 1) for m in range(1, n + 1)]
+    on_rates = [torch.ones_like(a)] + [
+        power(m + 1) - 2.0 * power(m) + power(m - 1) for m in range(1, n + 1)
+    ]
     start = [torch.zeros_like(a)] + [power(k - 1) - (k - 1.0 - a) * float(k) ** a for k in range(1, n + 1)]
     inverse = _reciprocal(on_rates)
     first = torch.stack(start)
@@ -190,26 +194,55 @@ class Reference:
         return torch.cumprod(fine.to(torch.int64), 0).bool()
 
 
+def nudged(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An input (float64) that differs from ``x`` by a few roundings of ``dtype``."""
+    eps = 50.0 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return x + eps * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=F64) * (
+        1 + x.abs()
+    )
+
+
+def steady(reference: Reference, other: Reference, tolerance: float) -> Tensor:
+    """Where what a few roundings of the input make of the run is small against the tolerance, up to a step.
+
+    An explicit scheme with too large a step multiplies every error from step to step, by the definition
+    itself; there, no two ways to compute it agree.
+    """
+    size = 1.0 + torch.cummax(reference.vs.detach().abs(), 0).values
+    moved = (reference.vs - other.vs).detach().abs() > 0.05 * tolerance * size
+    return torch.cumprod((~moved).to(torch.int64), 0).bool()
+
+
 def compare(
-    reference: Reference, tolerance: float, *, outputs: Tensor | None = None, vs: Tensor | None = None,
-    until: int | None = None, what: str = "",
-) -> int:  # fmt: skip
+    reference: Reference,
+    tolerance: float,
+    *,
+    outputs: Tensor | None = None,
+    vs: Tensor | None = None,
+    until: int | None = None,
+    what: str = "",
+    again: Callable[[], Reference] | None = None,
+) -> int:
     """Outputs and potentials ``[T, *shape]`` against the reference; how many elements were compared.
 
-    Spikes have to be equal where they are comparable, potentials within the tolerance.
+    Spikes have to be equal where they are comparable, potentials within the tolerance. ``again`` gives the
+    reference for an input that is a few roundings off, to tell errors from an unstable scheme.
     """
     steps = reference.vs.shape[0] if until is None else min(until, reference.vs.shape[0])
+    if not steps:
+        return 0
     valid = reference.comparable(tolerance)[:steps]
-    size = 1.0 + torch.cummax(reference.vs.detach()[:steps].abs(), 0).values if steps else reference.vs
-    for found, expected, name in (
-        (outputs, reference.outputs, "output"),
-        (vs, reference.vs, "potential"),
-    ):
+    size = 1.0 + torch.cummax(reference.vs.detach()[:steps].abs(), 0).values
+    for found, expected, name in ((outputs, reference.outputs, "output"), (vs, reference.vs, "potential")):
         if found is None:
             continue
         assert found.shape == expected.shape, f"{what}: {name} {found.shape}, expected {expected.shape}"
         off = (found.detach().to(F64)[:steps] - expected.detach()[:steps]).abs()
         wrong = valid & ~(off <= tolerance * size)
+        if wrong.any() and again is not None:
+            other = again()
+            valid = valid & steady(reference, other, tolerance)[:steps]
+            wrong = valid & wrong
         if wrong.any():
             at = tuple(wrong.nonzero()[0].tolist())
             raise AssertionError(

@@ -125,13 +125,7 @@ class Operator:
         return 30.0 * self.soe[0]
 
     def until(self, steps: int) -> int:
-        """Up to which step a run has to agree: a memory is fitted to its horizon.
-
-        A corrector that forgets all but its newest states multiplies every error of the newest by ``|w_1|``,
-        which is above 1 (2^(1+a) - 2 of trap): rounding grows from step to step.
-        """
-        if self.window and self.method in CORRECTORS:
-            return min(steps, 25)
+        """Up to which step a run has to agree: a memory is fitted to its horizon."""
         return steps if self.soe is None or steps <= self.folds else min(steps, self.soe[1])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from fuzz_strategies import Count, fuzz, operators
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 from small_nets import FRAMEWORKS, INPUTS, Framework
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ COUNT = Count("fuzzed call orders")
 #: What may come between two time steps, and may not change what they give.
 QUIET = (
     "train", "eval", "grad", "no_grad", "detach", "copy", "pickle", "save", "load own state",
-    "load state of another", "to", "report", "plan", "backward", "zero_grad", "requires_grad", "copy and drop",
+    "load state of another", "to", "report", "plan", "backward", "zero_grad", "requires_grad",
+    "copy and drop",
 )  # fmt: skip
 #: What starts anew.
 ANEW = ("reset", "restore and convert", "new shape", "convert a copy")
@@ -166,9 +167,8 @@ class Machine:
 
 
 @given(st.data())
-@fuzz(50, 2000)
+@fuzz(15, 1000)
 def _calls(data: Any) -> None:
-    global LAST
     framework: Framework = data.draw(
         st.sampled_from([p.values[0] for p in FRAMEWORKS if not p.marks[0].args[0]])
     )
@@ -187,7 +187,7 @@ def _calls(data: Any) -> None:
             min_size=2, max_size=14,
         )
     )  # fmt: skip
-    LAST = (framework.name, options, actions)
+    note(str((framework.name, options, actions)))
     try:
         machine = Machine(framework, options)
     except SpikedeError as error:

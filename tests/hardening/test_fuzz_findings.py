@@ -64,7 +64,9 @@ def test_weights_that_vanish():
         choose_nodes(torch.zeros(200, 1, dtype=torch.float64), 1e-6, 200, "gl")
 
 
-@pytest.mark.parametrize("coefficients", [None, 1.0, True, HUGE, torch.ones(1, device="meta"), np.array(1.0)])
+@pytest.mark.parametrize(
+    "coefficients", [None, 1.0, True, HUGE, torch.ones(1, device="meta"), np.array(1.0)]
+)
 def test_coefficients_that_are_no_sequence(coefficients):
     with pytest.raises(OptionTypeError, match="sequence of numbers"):
         MultiTerm([0.5], coefficients)
@@ -182,7 +184,7 @@ def test_a_wrapper_in_a_wrapper():
 def test_output_behind_the_input(method):
     pytest.importorskip("torchdiffeq")
     net = wrapped(integrator="odeint", method=method)
-    with pytest.raises(OptionError, match="output_time ends at 1.5, behind x_time, 1"):
+    with pytest.raises(OptionError, match=r"output_time ends at 1\.5, behind x_time, 1"):
         net(X, TIMES, output_time=[0.5, 1.5])
     assert net(X, TIMES, output_time=[0.5, 1.0]).shape == (2, 2, 2)
     longer = torch.linspace(0.0, 1.2, 7)  # one more: the end of the last step
@@ -191,7 +193,7 @@ def test_output_behind_the_input(method):
 
 def test_options_that_a_method_of_torchdiffeq_does_not_have():
     pytest.importorskip("torchdiffeq")
-    with pytest.raises(UnknownNameError, match="'max_num_step'.*did you mean 'max_num_steps'"):
+    with pytest.raises(UnknownNameError, match=r"'max_num_step'.*did you mean 'max_num_steps'"):
         wrapped(integrator="odeint", method="dopri5", options={"max_num_step": 5})
     with pytest.raises(OptionTypeError, match="rtol"):
         wrapped(integrator="odeint", method="dopri5", options={"rtol": "small"})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fuzz_reference import F64, Reference
 from fuzz_strategies import Count, attempt, drive, fuzz, lay_out, operators, pieces
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -62,11 +62,10 @@ def fold_error(operator: Any, steps: int) -> float:
 
 
 @given(st.data())
-@fuzz(60, 2500)
+@fuzz(25, 2000)
 def _spikingjelly(data: Any) -> None:
     import test_fuzz_spikingjelly as sj
 
-    global LAST
     name, arguments = data.draw(sj.neurons())
     shape, steps = data.draw(SHAPES), data.draw(st.sampled_from([1, 2, 5, 9, 16, 17, 33, 40]))
     steps = steps if name in sj.AFFINE else min(steps, 9)
@@ -79,7 +78,7 @@ def _spikingjelly(data: Any) -> None:
     cut, layout = data.draw(pieces(steps)), data.draw(st.sampled_from(["plain", "transposed", "strided"]))
     single, store = data.draw(st.booleans()), data.draw(st.booleans())
     x = drive(steps, shape, data.draw(st.integers(0, 10**6)), 1.2 if name in sj.AFFINE else 0.5, 0.4)
-    LAST = (name, arguments, shape, steps, operator, cut, layout, single, store)
+    note(str((name, arguments, shape, steps, operator, cut, layout, single, store)))
     made, error = attempt(lambda: convert_to_fractional(sj.native(name, arguments), **operator.options))
     if error is not None or sj.converted_is_native(made) or not operator.fits(torch.Size(shape)):
         return
@@ -124,18 +123,17 @@ def test_spikingjelly():
 
 
 @given(st.data())
-@fuzz(60, 2500)
+@fuzz(25, 2000)
 def _snntorch(data: Any) -> None:
     import test_fuzz_snntorch as st_
 
-    global LAST
     shape = data.draw(st.sampled_from([(), (st_.WIDTH,), (3, st_.WIDTH), (2, 4, st_.WIDTH)]))
     name, arguments = data.draw(st_.neurons(shape))
     arguments["inhibition"] = False
     steps = data.draw(st.sampled_from([1, 2, 5, 9, 16, 17, 33]))
     operator = data.draw(operators(shape[-1] if len(shape) else 2, dim=-1))
     x = drive(steps, shape, data.draw(st.integers(0, 10**6)), 1.2, 0.4)
-    LAST = (name, arguments, shape, steps, operator)
+    note(str((name, arguments, shape, steps, operator)))
     made, error = attempt(lambda: convert_to_fractional(st_.native(name, arguments), **operator.options))
     if error is not None or not hasattr(made, "fractional") or not operator.fits(torch.Size(shape)):
         return

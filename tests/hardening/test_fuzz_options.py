@@ -1,4 +1,4 @@
-"""Values that make no sense, in every option: only a SpikedeError may come of them, and nothing may change."""
+"""Nonsense in every option: only a SpikedeError may come of it, and nothing may change."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ GARBAGE: list[Callable[[], Any]] = [
     *(
         (lambda value=value: value)
         for value in (
-            None, True, False, math.nan, math.inf, -math.inf, -1, 0, 1, 2, 7, -0.0, 0.5, 1.0, 1.5, 1e-320, 1e308,
+            None, True, False, math.nan, math.inf, -math.inf, -1, 0, 1, 2, 7, -0.0, 0.5, 1.0, 1.5, 1e-320,
+            1e308,
             10**30, 10**400, -(10**400), 2**63, "", "0.5", "gl", "full", "soe", "spike", "never", "nope", "*",
             "atan", "x\0y", "[", "gl ", b"gl", (), (0.5,), (0.5, 0.7), complex(0.5, 0.0), Fraction(1, 2),
-            Decimal("0.5"), Decimal("NaN"), Decimal("sNaN"), range(3), frozenset({0.5}), int, float, len, Ellipsis,
+            Decimal("0.5"), Decimal("NaN"), Decimal("sNaN"), range(3), frozenset({0.5}), int, float, len,
+            Ellipsis,
             NotImplemented, np.float32(0.5), np.float16(0.5), np.float64(0.5), np.float64("nan"), np.int64(3),
             np.uint8(1), np.bool_(True), np.str_("gl"), np.datetime64("2020-01-01"), torch.float32,
             torch.device("cpu"), torch.Size([2]),
@@ -61,7 +63,8 @@ GARBAGE: list[Callable[[], Any]] = [
     lambda: [], lambda: [0.5], lambda: [0.5, 0.7], lambda: [0.5, math.nan], lambda: [[0.5, 0.7], 0.3],
     lambda: ["gl", "l1"], lambda: [None, None], lambda: {}, lambda: {"*": 0.5}, lambda: {"*": "gl"},
     lambda: {"*": None}, lambda: {1: 0.5}, lambda: {"*": 3}, lambda: {"*": math.nan}, lambda: {"nope": 0.5},
-    lambda: {"*": []}, lambda: {None: None}, lambda: {"lif": 0.5, "*": {}}, lambda: {0.5}, lambda: bytearray(2),
+    lambda: {"*": []}, lambda: {None: None}, lambda: {"lif": 0.5, "*": {}}, lambda: {0.5},
+    lambda: bytearray(2),
     lambda: iter([0.5, 0.7]), lambda: (x for x in [0.5]), object, lambda: object,
     lambda: np.array(0.5), lambda: np.array([0.5, 0.7]), lambda: np.array([]), lambda: np.array("gl"),
     lambda: np.array([None, 0.5]), lambda: np.array([[0.5, 0.7]]), lambda: np.array(True),
@@ -72,10 +75,13 @@ GARBAGE: list[Callable[[], Any]] = [
     lambda: torch.empty(2, device="meta"), lambda: torch.tensor(0.5, dtype=torch.float16),
     lambda: torch.tensor([0.5]).to_sparse(), lambda: {"rtol": "x"}, lambda: {"step_size": None},
     lambda: {"max_num_steps": 0.5}, lambda: {"first_step": "x"}, lambda: {"memory": {}},
-    lambda: {"rtol": torch.tensor([1.0, 2.0])}, lambda: {"step_size": -1.0}, lambda: {"max_num_steps": None}, lambda: {"perturb": "x"}, lambda: {"interp": "x"},
-    lambda: torch.linspace(0, 1, 5), lambda: torch.linspace(0, 1, 6), lambda: torch.ones(5, 2, 4, dtype=torch.int8),
+    lambda: {"rtol": torch.tensor([1.0, 2.0])}, lambda: {"step_size": -1.0},
+    lambda: {"max_num_steps": None}, lambda: {"perturb": "x"}, lambda: {"interp": "x"},
+    lambda: torch.linspace(0, 1, 5), lambda: torch.linspace(0, 1, 6), lambda: torch.ones(5, 2, 4,
+    dtype=torch.int8),
     lambda: torch.ones(5, 2, 4, dtype=torch.float64), lambda: torch.ones(5, 2, 3), lambda: torch.ones(5),
-    lambda: torch.ones(3, 2, 2) * 1e30, lambda: torch.full((5, 2, 4), math.nan), lambda: torch.ones(5, 0, 4), lambda: nn.Parameter(torch.tensor(0.5)), lambda: nn.Linear(2, 2),
+    lambda: torch.ones(3, 2, 2) * 1e30, lambda: torch.full((5, 2, 4), math.nan), lambda: torch.ones(5, 0,
+    4), lambda: nn.Parameter(torch.tensor(0.5)), lambda: nn.Linear(2, 2),
     lambda: PerChannel([0.5]), lambda: PerChannel([0.5, 0.7], dim=10**30), lambda: PerChannel([0.5], dim=-7),
     lambda: MultiTerm([0.5, 0.9], [1.0, 2.0]), lambda: MultiTerm([0.5], [1e308], True),
     lambda: MultiTerm([0.5, 0.5], [1e-308, 1e-320]), lambda: SumOfExponentials(0.5, 1),
@@ -85,7 +91,8 @@ GARBAGE: list[Callable[[], Any]] = [
 VALUES = st.integers(0, len(GARBAGE) - 1)
 
 CONVERSION = (
-    "alpha", "method", "memory", "step_size", "learn_alpha", "memory_reset", "checkpoint", "surrogate", "include",
+    "alpha", "method", "memory", "step_size", "learn_alpha", "memory_reset", "checkpoint", "surrogate",
+    "include",
     "exclude", "strict", "inplace",
 )  # fmt: skip
 
@@ -131,9 +138,8 @@ CONVERSIONS = Count("fuzzed options of a conversion")
 
 
 @given(st.data())
-@fuzz(250, 8000)
+@fuzz(60, 5000)
 def _conversions(data: Any) -> None:
-    global LAST
     framework: Framework = data.draw(
         st.sampled_from([p.values[0] for p in FRAMEWORKS if not p.marks[0].args[0]])
     )
@@ -141,10 +147,10 @@ def _conversions(data: Any) -> None:
     options = {name: GARBAGE[data.draw(VALUES)]() for name in names}
     if data.draw(st.booleans()):
         options.setdefault("inplace", True)
-    LAST = (framework.name, {k: shown(v) for k, v in options.items()})
+    told = {k: shown(v) for k, v in options.items()}
     net = framework.net()
     before = snapshot(net)
-    what = f"{framework.name} {LAST[1]}"
+    what = f"{framework.name} {told}"
     made, fine = only_ours(lambda: convert_to_fractional(net, **options), what)
     CONVERSIONS.add("cases")
     if not fine:
@@ -152,7 +158,7 @@ def _conversions(data: Any) -> None:
         CONVERSIONS.add("refused")
         again = {k: v for k, v in options.items() if not hasattr(v, "__next__")}
         if len(again) == len(options) and options.get("strict", True) is not False:
-            _, planned = only_ours(lambda: plan_conversion(net, **again), what)
+            only_ours(lambda: plan_conversion(net, **again), what)
         return
     # What was accepted has to work: report, run, train, restore.
     str(conversion_report(made))
@@ -161,7 +167,7 @@ def _conversions(data: Any) -> None:
     if ran:
         only_ours(lambda: out.sum().backward(), f"{what}, backward")
         assert out.shape[:2] == x.shape[:2]
-    back, _ = only_ours(lambda: restore_native(made), f"{what}, restore")
+    only_ours(lambda: restore_native(made), f"{what}, restore")
     if options.get("inplace") is not True:
         assert_same(before, snapshot(net))
 
@@ -186,7 +192,9 @@ def _wrapper(**options: Any) -> Any:
         for k in ("x_time", "output_time", "call_method", "call_options", "x")
         if k in options
     }
-    net = SNNWrapper(options.pop("base") if "base" in options else _base(), **{"integrator": "fdeint", **options})
+    net = SNNWrapper(
+        options.pop("base") if "base" in options else _base(), **{"integrator": "fdeint", **options}
+    )
     x = call.get("x", torch.ones(5, 2, 4))
     given = {"method": call.get("call_method"), "options": call.get("call_options")}
     out = net(x, call.get("x_time", torch.linspace(0, 1, 5)), call.get("output_time"), **given)
@@ -244,7 +252,8 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         _layer,
         (
             "n_inputs", "n_neurons", "dynamics", "refractory", "interval", "x", "dt_init", "dt_min",
-            "interpolation", "bias", "surrogate", "slope_floor", "solver", "rtol", "atol", "max_steps", "adjoint",
+            "interpolation", "bias", "surrogate", "slope_floor", "solver", "rtol", "atol", "max_steps",
+            "adjoint",
             "max_spikes", "dtype",
         ),
     ),
@@ -265,7 +274,8 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         lambda **o: SNNWrapper(nn.Sequential(NoisyLIFNeuron(**o)), integrator="fdeint")(
             torch.ones(4, 2, 3), torch.arange(4.0)
         ),
-        ("tau", "threshold", "gamma", "train_spike_mode", "concrete_temp", "z_clip", "hard_eval", "detach_reset"),
+        ("tau", "threshold", "gamma", "train_spike_mode", "concrete_temp", "z_clip", "hard_eval",
+        "detach_reset"),
     ),
     "SNNWrapper rk4": (
         partial(_wrapper, integrator="odeint", method="rk4"),
@@ -308,15 +318,14 @@ OPTIONS = Count("fuzzed options of other calls")
 
 
 @given(st.data())
-@fuzz(400, 10_000)
+@fuzz(120, 10_000)
 def _options(data: Any) -> None:
-    global LAST
     name = data.draw(st.sampled_from(sorted(TAKERS)))
     call, known = TAKERS[name]
     names = data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=2, unique=True))
     picked = {option: data.draw(VALUES) for option in names}
-    LAST = (name, {option: shown(GARBAGE[at]()) for option, at in picked.items()})
-    _, fine = only_ours(lambda: call(**{o: GARBAGE[at]() for o, at in picked.items()}), f"{name} {LAST[1]}")
+    told = {option: shown(GARBAGE[at]()) for option, at in picked.items()}
+    _, fine = only_ours(lambda: call(**{o: GARBAGE[at]() for o, at in picked.items()}), f"{name} {told}")
     OPTIONS.add("cases")
     OPTIONS.add("refused", not fine)
 

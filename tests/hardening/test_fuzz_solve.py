@@ -1,4 +1,4 @@
-"""``fdeint`` on drawn problems against the schemes written out, and ``SNNWrapper`` against its neurons' equations."""
+"""``fdeint`` against the schemes written out, ``SNNWrapper`` against the equations of its neurons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fuzz_reference import F64, Rule, Trajectory
 from fuzz_strategies import ORDERS, Count, attempt, fuzz, ours
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -48,7 +48,8 @@ def by_scheme(f: Any, y0: Tensor, t0: float, h: float, steps: int, rule: Rule) -
     def past(weights: list[Tensor]) -> Tensor:
         kept = len(us) if not rule.window else min(len(us), rule.window)
         return sum(
-            (rule.spread(weights[m - 1], y0.shape) * us[-m] for m in range(1, kept + 1)), torch.zeros_like(y0)
+            (rule.spread(weights[m - 1], y0.shape) * us[-m] for m in range(1, kept + 1)),
+            torch.zeros_like(y0),
         )
 
     first = f(times[0], y0)
@@ -70,9 +71,8 @@ def by_scheme(f: Any, y0: Tensor, t0: float, h: float, steps: int, rule: Rule) -
 
 
 @given(st.data())
-@fuzz(60, 2500)
+@fuzz(25, 2000)
 def _solve(data: Any) -> None:
-    global LAST
     shape = data.draw(st.sampled_from([(1,), (3,), (2, 3), (4, 1, 3), (1, 33)]))
     kind = data.draw(st.sampled_from(["decay", "forced", "coupled", "bent", "constant"]))
     method = data.draw(st.sampled_from(["gl", "l1", "pred", "abm", "trap", "glmulti"]))
@@ -98,7 +98,7 @@ def _solve(data: Any) -> None:
         numbers = torch.tensor(alpha, dtype=F64)
     run = fdeint_adjoint if data.draw(st.booleans()) else fdeint
     grad = data.draw(st.booleans())
-    LAST = (shape, kind, method, steps, h, t0, memory, how, alpha, run.__name__, grad)
+    note(str((shape, kind, method, steps, h, t0, memory, how, alpha, run.__name__, grad)))
     rule = Rule("glmulti" if coefficients is not None else method, numbers, coefficients, dim, h)
     window = memory if isinstance(memory, int) and memory > 0 else 0
     rule = Rule(rule.method, numbers, coefficients, dim, h, window)
@@ -159,13 +159,13 @@ def layer(neuron: Any, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @given(st.data())
-@fuzz(40, 1500)
+@fuzz(25, 1500)
 def _wrap(data: Any) -> None:
-    global LAST
     torch.manual_seed(data.draw(st.integers(0, 50)))
     neurons = [
         data.draw(st.sampled_from([LIFNeuron, IFNeuron]))(
-            tau=data.draw(st.sampled_from([0.5, 1.0, 2.0])), threshold=data.draw(st.sampled_from([0.3, 1.0]))
+            tau=data.draw(st.sampled_from([0.5, 1.0, 2.0])),
+            threshold=data.draw(st.sampled_from([0.3, 1.0])),
         )
         for _ in range(2)
     ]
@@ -181,7 +181,7 @@ def _wrap(data: Any) -> None:
         if data.draw(st.booleans())
         else None
     )
-    LAST = (neurons, steps, batch, h, method, adjoint, orders, memory, chosen)
+    note(str((neurons, steps, batch, h, method, adjoint, orders, memory, chosen)))
     integrator = "odeint" if method == "euler" else "fdeint_adjoint" if adjoint else "fdeint"
     net = SNNWrapper(base, integrator, alpha=orders, alpha_mode="per_layer", method=method, memory=memory)
     x = torch.randn(steps, batch, 3, dtype=F64) * 3
