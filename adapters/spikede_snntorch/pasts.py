@@ -8,6 +8,8 @@ to the neuron: it belongs to one returned ``mem``, and is found again by the mem
 from __future__ import annotations
 
 import functools
+import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +18,14 @@ from torch._subclasses import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from spikede_plugins.engine import History, HistoryLog
+from spikede_plugins.errors import SpikedeWarning
 
 _KEPT = 16
+
+_CUT = (
+    "a membrane was handed back as a view with a gradient, after the tensor that was returned had gone and "
+    "other sequences had begun: gradients end here. Hand back the tensor itself, or mem.detach()."
+)
 
 
 def _opaque(method: Any) -> Any:
@@ -37,11 +45,26 @@ class Past(NamedTuple):
     log: HistoryLog
 
 
-class _Entry(NamedTuple):
-    storage: StorageWeakRef  # weak: a history lives no longer than its membrane
-    layout: tuple[Any, ...]
-    version: int
-    past: Past
+class _Entry:
+    """One membrane, and its past without a graph and, for as long as its tensor is there, with it.
+
+    A graph often holds the memory of the very membrane that it led to. Kept for as long as that memory, it
+    would keep itself, and a forward pass without a backward pass would never be freed.
+    """
+
+    __slots__ = ("graph", "layout", "past", "storage", "tensor", "version")
+
+    def __init__(self, mem: Tensor, storage: StorageWeakRef, past: Past) -> None:
+        self.storage = storage  # weak: a history lives no longer than its membrane
+        self.layout, self.version = _layout(mem), _version(mem)
+        self.past = Past(past.history.each(Tensor.detach), past.log)
+        self.graph = past if mem.grad_fn is not None else None
+        self.tensor = weakref.ref(mem) if mem.grad_fn is not None else None
+
+    def expired(self) -> bool:
+        if self.graph is not None and self.tensor is not None and self.tensor() is None:
+            self.graph = None
+        return bool(self.storage.expired())
 
 
 def _layout(mem: Tensor) -> tuple[Any, ...]:
@@ -90,8 +113,12 @@ class Pasts:
         # `mem.data` has a count of its own, from 0; a tensor that was written to never gets back to 0.
         if _version(mem) not in (entry.version, 0):
             return None
-        history, log = entry.past
-        return Past(history.each(Tensor.detach) if mem.grad_fn is None else history, log)
+        if mem.grad_fn is None or entry.tensor is None:
+            return entry.past
+        if entry.graph is None:  # let go of long ago, when its tensor was gone
+            warnings.warn(_CUT, SpikedeWarning, stacklevel=3)
+            return entry.past
+        return entry.graph
 
     @_opaque
     def is_copy(self, mem: Tensor, last: Tensor | None) -> bool:
@@ -112,7 +139,7 @@ class Pasts:
         """``mem`` was returned, with this past."""
         storage = StorageWeakRef(mem.untyped_storage())
         self._entries.pop(storage.cdata, None)
-        self._entries[storage.cdata] = _Entry(storage, _layout(mem), _version(mem), past)
+        self._entries[storage.cdata] = _Entry(mem, storage, past)
         if len(self._entries) > self._limit:
             self._prune()
             self._limit = max(_KEPT, 2 * len(self._entries))
@@ -120,7 +147,7 @@ class Pasts:
     def _prune(self) -> None:
         # Newest first: the graph of a newer history may be all that keeps an older membrane alive.
         for key in reversed(list(self._entries)):
-            if self._entries[key].storage.expired():
+            if self._entries[key].expired():
                 del self._entries[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pasts:
