@@ -171,6 +171,17 @@ class SpikingDynamics(nn.Module):
                     "each, or a number."
                 )
 
+    def check_range(self, dtype: torch.dtype) -> None:
+        """Whether the layer's dtype can hold the numbers.
+
+        Raises:
+            OptionError: if it cannot.
+        """
+        for name in self.values:
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and abs(value) > torch.finfo(dtype).max:
+                raise OptionError(f"{name} = {value:g} is more than {dtype} can hold, the dtype of the layer.")
+
     def check_rules(self, rules: Rules) -> None:
         """Whether the dynamics can be run by these rules of a layer.
 

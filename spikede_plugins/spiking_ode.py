@@ -120,6 +120,7 @@ class SpikingODELayer(nn.Module):
         self.bias = nn.Parameter(zeros) if flag(bias, "bias") else None
         bound = 1.0 / math.sqrt(n_inputs)
         nn.init.uniform_(self.weight, -bound, bound)
+        dynamics.check_range(self.weight.dtype)
         dynamics.to(device=self.weight.device, dtype=self.weight.dtype)
         watch_loading(self)
         self.reset()
@@ -326,6 +327,8 @@ def _count(value: Any, what: str) -> int:
         raise OptionTypeError(f"{what} must be an int, got {value!r} ({type(value).__name__}).")
     if value < 1:
         raise OptionError(f"{what} must be at least 1, got {value}.")
+    if value > 2**31 - 1:
+        raise OptionError(f"{what} must be at most {2**31 - 1}.")
     return value
 
 

@@ -61,6 +61,13 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gaussian": lambda z, a: torch.exp(-0.5 * (z / a).square()) / (a * math.sqrt(2.0 * math.pi)),
 }
 _ALIASES = {"arctan": "atan"}
+#: Scales outside these make a formula divide by zero or overflow in float32.
+SCALES = (1e-30, 1e30)
+
+
+def usable_scale(alpha: float) -> bool:
+    """Whether kernels may compute with this scale."""
+    return SCALES[0] <= alpha <= SCALES[1]
 
 
 def available_surrogates() -> list[str]:
@@ -145,8 +152,11 @@ class Surrogate(nn.Module):
             alpha = 1.0 if self.name in ("piecewise_linear", "gaussian") else 2.0
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             raise OptionTypeError(f"the scale of a surrogate must be a number, got {alpha!r}.")
-        if not is_finite(alpha) or alpha <= 0:
-            raise OptionError(f"the scale of a surrogate must be finite and positive, got {alpha}.")
+        if not is_finite(alpha) or not usable_scale(alpha):
+            raise OptionError(
+                f"the scale of a surrogate must be positive, and a number that its formula can be computed with "
+                f"({SCALES[0]:g} ... {SCALES[1]:g}), got {alpha if is_finite(alpha) else str(alpha)[:20]}."
+            )
         self.alpha = float(alpha)
 
     def forward(self, z: Tensor) -> Tensor:

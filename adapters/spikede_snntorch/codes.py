@@ -9,8 +9,9 @@ import snntorch as snn
 from snntorch import surrogate
 from torch import Tensor
 
+from spikede_plugins.checks import is_finite
 from spikede_plugins.engine import DelayedReset
-from spikede_plugins.surrogate import Surrogate
+from spikede_plugins.surrogate import Surrogate, usable_scale
 
 #: Factory of a surrogate: its name in ``spikede_plugins.surrogate``.
 _SURROGATES = {
@@ -45,7 +46,8 @@ def named_surrogate(function: Any) -> tuple[str, float] | None:
     values = [cell.cell_contents for cell in function.__closure__ or ()]
     if not all(isinstance(value, (int, float)) for value in values) or len(values) > 1:
         return None
-    return _SURROGATES[factory], float(values[0]) if values else 1.0
+    scale = values[0] if values else 1.0
+    return (_SURROGATES[factory], float(scale)) if is_finite(scale) and usable_scale(scale) else None
 
 
 def delayed_reset(neuron: Any) -> DelayedReset | None:

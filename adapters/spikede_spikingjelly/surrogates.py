@@ -12,7 +12,8 @@ import inspect
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
-from spikede_plugins.surrogate import Surrogate
+from spikede_plugins.checks import is_finite
+from spikede_plugins.surrogate import Surrogate, usable_scale
 
 #: Framework class -> the same function in :mod:`spikede_plugins.surrogate`.
 NAMED = {
@@ -79,4 +80,4 @@ def named(function: object) -> tuple[str, float] | None:
     alpha = getattr(function, "alpha", None)
     if name is None or not isinstance(alpha, (int, float)) or not getattr(function, "spiking", False):
         return None
-    return name, float(alpha)
+    return (name, float(alpha)) if is_finite(alpha) and usable_scale(alpha) else None

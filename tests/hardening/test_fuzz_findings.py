@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_nets import Framework, each_framework
+from small_nets import Framework, each_framework, frames
 from torch import nn
 
 from spikede_plugins import (
@@ -97,6 +97,24 @@ def test_a_surrogate_by_anything_but_a_name(name):
         Surrogate(name)
 
 
+@each_framework
+@pytest.mark.parametrize("scale", [1e-300, 1e300, HUGE])
+def test_scales_that_divide_by_zero(framework: Framework, scale):
+    with pytest.raises(OptionError, match="scale of a surrogate"):
+        Surrogate("gaussian", scale)
+    net = framework.net()
+    if framework.name == "spikingjelly":
+        from spikingjelly.activation_based import surrogate
+
+        net.lif.surrogate_function = surrogate.SoftSign(alpha=min(scale, 1e300))
+    else:
+        from snntorch import surrogate
+
+        net.lif.spike_grad = surrogate.atan(alpha=min(scale, 1e300))
+    x = frames().requires_grad_()
+    framework.run(convert_to_fractional(net, alpha=0.6), x).sum().backward()  # as natively: no error
+
+
 def test_the_noisy_surrogate_is_offered():
     with pytest.raises(UnknownNameError, match="'noisy'"):
         LIFNeuron(surrogate_opt="noise")
@@ -114,6 +132,13 @@ def test_dynamics_of_numbers_that_no_float_can_be(value):
         ODELIFDynamics(tau_mem=value)
     with pytest.raises(OptionTypeError, match="tau_mem must hold numbers"):
         ODELIFDynamics(tau_mem=torch.tensor(1.0, device="meta"))
+
+
+def test_numbers_beyond_the_dtype_of_the_layer():
+    with pytest.raises(OptionError, match=r"more than torch\.float32 can hold"):
+        SpikingODELayer(2, 3, ODEIFDynamics(v_threshold=1e308))
+    with pytest.raises(OptionError, match="n_inputs must be at most"):
+        SpikingODELayer(2**63, 3)
 
 
 def test_more_spikes_than_can_be_counted():

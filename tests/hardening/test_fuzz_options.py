@@ -253,8 +253,7 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         (
             "n_inputs", "n_neurons", "dynamics", "refractory", "interval", "x", "dt_init", "dt_min",
             "interpolation", "bias", "surrogate", "slope_floor", "solver", "rtol", "atol", "max_steps",
-            "adjoint",
-            "max_spikes", "dtype",
+            "adjoint", "max_spikes", "dtype",
         ),
     ),
     "FractionalLIFDynamics": (
