@@ -45,7 +45,8 @@ class StepModule(nn.Module):
             self._names.append(list(start))
             for name, value in start.items():
                 self.register_buffer(f"start_{i}_{name}", value.detach().contiguous(), persistent=False)
-        self._spread(self.initial_states())
+        # Nothing that is handed in may be found inside as well: a compiler would take note of it.
+        self._spread(tuple(state.clone() for state in self.initial_states()))
 
     @property
     def state_names(self) -> tuple[str, ...]:

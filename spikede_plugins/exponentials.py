@@ -54,7 +54,8 @@ def fit_horizon(horizon: int) -> int:
     return max(horizon, 4 * (EXACT + BLOCK))
 
 
-def _sampled_lags(horizon: int) -> Tensor:
+def sampled_lags(horizon: int) -> Tensor:
+    """The lags that a fit looks at, denser the nearer."""
     spread = torch.logspace(math.log10(EXACT + 1), math.log10(horizon), _SAMPLES, dtype=torch.float64)
     return torch.unique(spread.round().long().clamp(EXACT + 1, horizon))
 
@@ -70,7 +71,9 @@ def _powers(rates: Tensor, lags: Tensor) -> Tensor:
     return torch.exp(-rates * (lags - EXACT - 1).double().unsqueeze(1))
 
 
-def coefficients(weights: Tensor, shape: Tensor, rates: Tensor, horizon: int) -> Tensor:
+def coefficients(
+    weights: Tensor, shape: Tensor, rates: Tensor, horizon: int, lags: Tensor | None = None
+) -> Tensor:
     """``C [P, S]`` for weights ``[>= horizon, S]``: linear in the weights, so differentiable in them.
 
     Args:
@@ -79,8 +82,10 @@ def coefficients(weights: Tensor, shape: Tensor, rates: Tensor, horizon: int) ->
             those of a near order): errors are counted relative to these; no gradient goes through them.
         rates: the nodes ``[P]``.
         horizon: the last lag.
+        lags: ``sampled_lags(horizon)``, for graphs that cannot hold how many these are.
     """
-    lags = _sampled_lags(horizon)
+    if lags is None:
+        lags = sampled_lags(horizon)
     scale = shape.detach()[lags - 1].T.unsqueeze(-1)  # [S, M, 1]
     matrix = _powers(rates, lags) / scale
     size = matrix.norm(dim=1, keepdim=True)  # slow and fast exponentials differ by many orders in these units
@@ -152,7 +157,7 @@ class _Weights:
 @lru_cache(maxsize=64)
 def _choose(key: _Weights, tolerance: float, horizon: int) -> Nodes:
     weights = key.values
-    lags = _sampled_lags(horizon)
+    lags = sampled_lags(horizon)
     best: Nodes | None = None
     usable = bool((weights[lags - 1] != 0).all()) and bool(torch.isfinite(weights).all())
     for count in range(4, MAX_TRACES + 1, 4) if usable else ():

@@ -21,6 +21,7 @@ from spikede_plugins.exponentials import (
     error_beyond,
     fit_horizon,
     relative_error,
+    sampled_lags,
 )
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials
 from spikede_plugins.orders import FractionalOrder
@@ -171,10 +172,13 @@ class FractionalOperator(nn.Module):
         self._cache: dict[Any, _Kept] = {}
         self._warned = False
         self._nodes = self._choose_nodes()
+        self._lags = None if self._nodes is None else sampled_lags(self._nodes.horizon)
 
     #: What a captured program may take of its neuron: ``"step"`` (the state is an input and an output),
     #: ``"sequence"`` (it begins and ends within the call); empty: a captured state would be a constant.
     captures: str = ""
+    #: What a compressed memory is fitted at, as numbers that a captured graph can hold.
+    _lags: Tensor | None = None
 
     @property
     def is_native(self) -> bool:
@@ -300,7 +304,8 @@ class FractionalOperator(nn.Module):
         if not traced or self._nodes is None:
             return kernel
         rates = self._nodes.rates
-        fitted = coefficients(weights, self._fit_shape(numbers, length), rates, self._nodes.horizon)
+        shape = self._fit_shape(numbers, length)
+        fitted = coefficients(weights, shape, rates, self._nodes.horizon, self._lags)
         place = torch.arange(BLOCK, dtype=torch.float64)
         steps = torch.exp(-rates * place.unsqueeze(1))  # [BLOCK, P]: over so many steps
         return kernel._replace(
