@@ -25,7 +25,7 @@ _SUITE = (
     "compat_matrix/golden/*.npz",
     "tests/small_nets.py",
     "tests/snntorch_cases.py",
-    "tests/spikingjelly/sj_cases.py",
+    "tests/sj/sj_cases.py",
 )
 
 

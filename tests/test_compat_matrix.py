@@ -276,3 +276,11 @@ def test_every_result_is_written_as_soon_as_it_is_there(
     assert set(came_out) == set(read(path)) == set(journal.done) == {cells[0].name, cells[2].name}
     assert read(path)[cells[0].name].inputs == results.inputs(CELLS, cells[0])
     assert f"{cells[1].name}: not run. no such Python" in console.file.getvalue()
+
+
+def test_no_folder_of_the_tests_passes_for_a_framework() -> None:
+    """On the path of the suite a folder is a package: a framework that is absent would seem to be there."""
+    root = Path(__file__).resolve().parent
+    for folder in (root, root / "sj", root.parent / "compat_matrix"):
+        assert folder.is_dir()
+        assert not {each.name for each in folder.iterdir() if each.is_dir()} & set(CELLS.factors)

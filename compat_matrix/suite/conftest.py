@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of helper modules. Not the root: the suite tests the installed package.
-for folder in (ROOT / "compat_matrix", ROOT / "tests", ROOT / "tests" / "spikingjelly"):
+for folder in (ROOT / "compat_matrix", ROOT / "tests", ROOT / "tests" / "sj"):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spikede_plugins import PerChannel, convert_to_fractional, step_module
 
-sys.path.append(str(Path(__file__).parents[1] / "spikingjelly"))  # sj_cases, where the others find it
+sys.path.append(str(Path(__file__).parents[1] / "sj"))  # sj_cases, where the others find it
 
 needs_spikingjelly = pytest.mark.skipif(
     importlib.util.find_spec("spikingjelly") is None, reason="spikingjelly is not installed"

@@ -31,7 +31,7 @@ from spikede_plugins import (
     step_module,
 )
 
-sys.path.append(str(Path(__file__).parents[1] / "spikingjelly"))  # sj_cases, where the others find it
+sys.path.append(str(Path(__file__).parents[1] / "sj"))  # sj_cases, where the others find it
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's, of TorchScript
