@@ -58,6 +58,17 @@ def whole_weights(shared: nn.Module) -> dict[str, Tensor]:
     return {name: w.detach().clone() for name, w in weights.items()}
 
 
+def whole_parameters(shared: nn.Module) -> dict[str, Tensor]:
+    """The parameters as the optimiser left them, orders beyond the edge too, which no state_dict holds."""
+    if not isinstance(shared, FullyShardedDataParallel):
+        found = getattr(shared, "module", shared).named_parameters()
+        whole = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in found}
+        return {name: p.detach().clone() for name, p in whole.items()}
+    with FullyShardedDataParallel.summon_full_params(shared):
+        found = shared.named_parameters()
+        return {name.replace("_fsdp_wrapped_module.", ""): p.detach().clone() for name, p in found}
+
+
 def average(losses: list[float]) -> list[float]:
     total = torch.tensor(losses, dtype=torch.float64)
     dist.all_reduce(total)
@@ -77,7 +88,8 @@ def run(case: Case) -> dict[str, Any]:
     shared = share(case, build(case))
     part = BATCH // dist.get_world_size()
     mine = batch(case)[:, dist.get_rank() * part :][:, :part]
-    losses = train(case, shared, mine, lambda: found.update(descended=whole_weights(shared)))
+    losses = train(case, shared, mine, lambda: found.update(descended=whole_parameters(shared)))
+    found.update(trained=whole_parameters(shared))
     weights = whole_weights(shared)
     found.update(
         losses=average(losses),
