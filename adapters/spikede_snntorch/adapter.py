@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import snntorch as snn
@@ -212,15 +213,16 @@ def _register(neurons: Iterable[nn.Module]) -> None:
 
 
 def _forget(neurons: Iterable[nn.Module]) -> None:
-    gone = {id(neuron): neuron for neuron in neurons}
-    lists: dict[int, list[Any]] = {id(snn.SpikingNeuron.instances): snn.SpikingNeuron.instances}
-    for neuron in gone.values():  # `init()` gives a class a list of its own
-        for cls in type(neuron).__mro__:
+    for neuron in neurons:
+        lists = {id(snn.SpikingNeuron.instances): snn.SpikingNeuron.instances}
+        for cls in type(neuron).__mro__:  # `init()` gives a class a list of its own
             own = vars(cls).get("instances")
             if isinstance(own, list):
                 lists[id(own)] = own
-    for instances in lists.values():
-        instances[:] = [neuron for neuron in instances if id(neuron) not in gone]
+        for instances in lists.values():
+            # One call, during which no other thread runs: another may be making neurons right now.
+            with suppress(ValueError):
+                instances.remove(neuron)
 
 
 def _relink(module: nn.Module) -> None:
