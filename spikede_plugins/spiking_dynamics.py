@@ -180,7 +180,7 @@ class SpikingDynamics(nn.Module):
         for name in self.values:
             value = getattr(self, name)
             if not isinstance(value, Tensor) and abs(value) > torch.finfo(dtype).max:
-                raise OptionError(f"{name} = {value:g} is more than {dtype} can hold, the dtype of the layer.")
+                raise OptionError(f"{name} = {value:g} is more than {dtype} can hold, the layer's dtype.")
 
     def check_rules(self, rules: Rules) -> None:
         """Whether the dynamics can be run by these rules of a layer.

@@ -154,8 +154,8 @@ class Surrogate(nn.Module):
             raise OptionTypeError(f"the scale of a surrogate must be a number, got {alpha!r}.")
         if not is_finite(alpha) or not usable_scale(alpha):
             raise OptionError(
-                f"the scale of a surrogate must be positive, and a number that its formula can be computed with "
-                f"({SCALES[0]:g} ... {SCALES[1]:g}), got {alpha if is_finite(alpha) else str(alpha)[:20]}."
+                f"the scale of a surrogate must be finite and positive, from {SCALES[0]:g} to {SCALES[1]:g}, "
+                f"got {str(alpha)[:20]}."
             )
         self.alpha = float(alpha)
 

@@ -30,7 +30,9 @@ def learned(operator: Any, made: Any, shape: tuple[int, ...]) -> tuple[Any, list
     theirs: list[Tensor] = []
     if order.learned:
         alpha = order.alpha.detach().clone().requires_grad_()
-        rule, ours, theirs = replace(rule, alpha=alpha), [order.alpha], [alpha]
+        one = order.channel_dim is None and not order.multi_term  # its parameter is [1]
+        rule = replace(rule, alpha=alpha.reshape(()) if one else alpha)
+        ours, theirs = [order.alpha], [alpha]
     if "coefficients" in order._parameters:
         c = order.coefficients.detach().clone().requires_grad_()
         rule = replace(rule, coefficients=c)

@@ -85,7 +85,7 @@ GARBAGE: list[Callable[[], Any]] = [
     lambda: PerChannel([0.5]), lambda: PerChannel([0.5, 0.7], dim=10**30), lambda: PerChannel([0.5], dim=-7),
     lambda: MultiTerm([0.5, 0.9], [1.0, 2.0]), lambda: MultiTerm([0.5], [1e308], True),
     lambda: MultiTerm([0.5, 0.5], [1e-308, 1e-320]), lambda: SumOfExponentials(0.5, 1),
-    lambda: SumOfExponentials(1e-15, 50), lambda: get_solver("trap"), lambda: Surrogate("gaussian", 1e-300),
+    lambda: SumOfExponentials(1e-15, 50), lambda: get_solver("trap"), lambda: Surrogate("gaussian", 1e-30),
     lambda: Surrogate, lambda: PerChannel, lambda: LIFNeuron(),
 ]  # fmt: skip
 VALUES = st.integers(0, len(GARBAGE) - 1)
