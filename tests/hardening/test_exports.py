@@ -174,9 +174,13 @@ def test_a_sequence_that_would_continue_a_constant_state_is_refused() -> None:
     x = drive(5)
     expected = net(x)
     assert "sequence_module" in refusal(lambda: torch.export.export(net, (x,), strict=False))
-    framework.reset(net)  # a whole sequence from a reset has no state to hold
-    program = torch.export.export(net, (x,), strict=False).module()
-    assert torch.equal(program(x), expected) and torch.equal(program(x), expected)
+    # A whole sequence from a reset has no state to hold.
+    for strict in (False, True):
+        framework.reset(net)
+        captured = torch.export.export(net, (x,), strict=strict)
+        assert not any("spikede" in str(node.target) for node in captured.graph.nodes)  # it loads anywhere
+        program = captured.module()
+        assert torch.equal(program(x), expected) and torch.equal(program(x), expected)
 
 
 @each_framework
@@ -390,11 +394,17 @@ def test_a_program_of_a_sequence_starts_from_a_reset_in_every_call(
             framework.reset(net)
             expected.append(net(x))
         going = net(other)  # a run that has begun
-        program = exporter(sequence_module(net, one), (one,), tmp_path)
+        module = sequence_module(net, one)
+        program = exporter(module, (one,), tmp_path)
         after = net(one)
         framework.reset(net)
         assert torch.equal(net(one), expected[2])
         assert torch.equal(net(other), going) and torch.equal(net(one), after)
+        assert torch.equal(module(one), expected[0])
+        name = "v" if framework.name == "spikingjelly" else "mem"
+        left = [getattr(part, name) for part in module.modules() if hasattr(part, name)]
+        assert len(left) == 2  # and nothing of a call is left in it
+        assert not any(isinstance(state, Tensor) and state.any() for state in left)
         found = [program(x) for x in (one, other, one)]
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs) and theirs.any()
