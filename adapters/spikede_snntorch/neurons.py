@@ -197,10 +197,8 @@ class FractionalNeuron(snn.SpikingNeuron):
             self.reset  # noqa: B018 - a fused step leaves it to whoever asks
         state = {key: value for key, value in vars(self).items() if key not in _OWN}
         state["_buffers"] = {key: _without_graph(value) for key, value in self._buffers.items()}
-        history = FRESH if past is None else past.history.each(Tensor.detach)
-        # Rows are views of a longer buffer, which would be copied whole.
-        if past is not None and history.rows is not None:
-            state["_carried"] = Past(history._replace(rows=history.rows.clone()), past.log.copy())
+        if past is not None and past.history.rows is not None:
+            state["_carried"] = Past(past.log.to_send(past.history), past.log.copy())
         return {key: wrap(_without_graph(value)) for key, value in state.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -381,10 +381,12 @@ class FractionalNode(neuron.BaseNode):
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles carry values, not graphs (tensors with a graph refuse both), nor spare buffers.
         state = dict(self.__dict__)
-        state["_memories"] = {name: _value_only(value) for name, value in self._memories.items()}
-        for name in ("v_seq", "state_seqs"):
-            if name in state:
-                state[name] = _value_only(state[name])
+        recorded = [name for name in ("v_seq", "state_seqs") if name in state]
+        memories, recordings = self._log.to_send(
+            [list(self._memories.values()), [state[name] for name in recorded]]
+        )
+        state["_memories"] = dict(zip(self._memories, memories, strict=True))
+        state.update(zip(recorded, recordings, strict=True))
         return state
 
     def _replicate_for_data_parallel(self) -> FractionalNode:
@@ -411,14 +413,6 @@ def _take_over(to: Any, origin: Any) -> None:
 
 def _as_output(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype) if x.is_floating_point() else values
-
-
-def _value_only(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, (list, tuple)):
-        return type(value)(_value_only(item) for item in value)
-    return value
 
 
 def _no_more(node: FractionalNode, args: Any, kwargs: Any) -> None:

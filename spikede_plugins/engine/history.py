@@ -83,6 +83,7 @@ class HistoryLog:
         self._steps = 0
         self._handed: int | None = None
         self._open: tuple[Tensor, OpenBlock] | None = None
+        self._sent: list[Tensor] = []
 
     def reserve(self, history: Tensor, rows: int) -> tuple[Tensor, int]:
         """A buffer that holds ``history`` with room for ``rows`` more, and where they begin."""
@@ -169,6 +170,27 @@ class HistoryLog:
     def hand_on(self, rows: Tensor) -> None:
         """These rows are the newest state; the steps that were counted are its."""
         self._handed = _address(rows)
+
+    def to_send(self, state: Any) -> Any:
+        """A state (tensors, and lists and tuples of them) for a copy or a pickle: values, without a graph.
+
+        A view of a longer buffer is copied, not to take all of that along. What was copied is kept until the
+        next time: to another process goes the memory of a tensor, which must be there when it is opened.
+        """
+        self._sent = []
+        return self._to_send(state)
+
+    def _to_send(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            items = [self._to_send(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach()
+        if value.is_contiguous() and (value.is_meta or value.untyped_storage().nbytes() == value.nbytes):
+            return value
+        self._sent.append(value.clone())
+        return self._sent[-1]
 
     def copy(self) -> HistoryLog:
         """The log for a copy of the newest state: no buffers, but the number of its steps."""

@@ -43,7 +43,8 @@ CONVERSIONS = [
 
 
 def reset(framework, net):
-    """Of this net alone: snnTorch's ``utils.reset`` resets all neurons of a class, in every thread."""
+    """Of this net alone: snnTorch's ``utils.reset`` resets all neurons of a class, in every thread, and none
+    that came out of a pickle."""
     if framework.name == "spikingjelly":
         framework.reset(net)
     else:
@@ -241,7 +242,8 @@ class Encoded(Dataset):
         x = 8 * torch.randn(10, 1, INPUTS, generator=torch.Generator().manual_seed(index))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return index, self.framework.run(self.net, x)
+            reset(self.framework, self.net)
+            return index, torch.stack([self.net(step) for step in x])
 
 
 def loaded(data, **options):
