@@ -15,6 +15,8 @@ from spikede_plugins.exponentials import BLOCK, EXACT
 
 #: Steps that ``memory="auto"`` keeps in full before it begins to fold.
 AUTO_STEPS = 128
+#: The longest window.
+MAX_WINDOW = 2**31 - 1
 #: The longest horizon of a sum of exponentials; the fit looks at every weight up to it.
 MAX_HORIZON = 10_000_000
 
@@ -61,6 +63,10 @@ class WindowMemory(Memory):
             raise OptionError(
                 f"memory must keep at least 1 step, got {self.length}; "
                 'pass memory="full" to keep every step or an int >= 1 for a window.'
+            )
+        if self.length > MAX_WINDOW:
+            raise OptionError(
+                f'memory must be at most {MAX_WINDOW} steps; pass memory="full" to keep every step.'
             )
 
     @property

@@ -77,6 +77,12 @@ _CHUNK = 16
 #: Adaptive solvers: firing makes rates jump, which no tolerance resolves for nothing.
 _TOLERANCES = {"rtol": 1e-3, "atol": 1e-4}
 _MOST_STEPS = 10_000
+#: Options of torchdiffeq's methods that are a positive number.
+_NUMBERS = (
+    "rtol", "atol", "max_num_steps", "first_step", "safety", "ifactor", "dfactor", "max_iters", "max_order",
+)  # fmt: skip
+#: How torchdiffeq's fixed-step methods go from grid to output.
+_BETWEEN = ("linear", "cubic")
 
 
 # -- what was asked for ---------------------------------------------------------------------------
@@ -162,8 +168,10 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
                 raise UnknownNameError(f"unknown option {name!r}; {nearest(str(name), _GRID_OPTIONS)}")
     else:
         _check_theirs(method, options)
-    for name in ("rtol", "atol", "max_num_steps"):
+    for name in _NUMBERS:
         value = options.get(name, 1.0)
+        if value is None and name == "first_step":  # its default: found by the method
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
             raise OptionTypeError(f"the option {name!r} must be a number, got {value!r}.")
         if not isinstance(value, Tensor) and not (is_finite(value) and value > 0):
@@ -192,6 +200,9 @@ def _check_theirs(method: str, options: dict[str, Any]) -> None:
             raise UnknownNameError(
                 f"unknown option {name!r} for torchdiffeq's {method!r}; {nearest(str(name), known)}"
             )
+    between = options.get("interp", _BETWEEN[0])
+    if not isinstance(between, str) or between not in _BETWEEN:
+        raise UnknownNameError(f"unknown interp {between!r}; {nearest(str(between), _BETWEEN)}")
 
 
 def _as_options(options: Any) -> dict[str, Any]:

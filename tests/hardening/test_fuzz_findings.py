@@ -170,6 +170,8 @@ def test_times_without_numbers():
 def test_a_window_of_anything_but_steps(length):
     with pytest.raises(OptionTypeError, match="length must be an int"):
         WindowMemory(length)
+    with pytest.raises(OptionError, match="at most 2147483647 steps"):
+        WindowMemory(10**30)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,8 @@ def test_options_that_a_method_of_torchdiffeq_does_not_have():
         wrapped(integrator="odeint", method="dopri5", options={"rtol": "small"})
     with pytest.raises(OptionError, match="rtol"):
         wrapped(integrator="odeint", method="dopri5", options={"rtol": math.nan})
+    with pytest.raises(UnknownNameError, match="unknown interp 'x'"):
+        wrapped(integrator="odeint", method="rk4", options={"interp": "x"})
 
 
 def test_a_neuron_put_in_the_place_of_another():
