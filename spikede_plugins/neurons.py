@@ -80,6 +80,10 @@ def _as_layer(neuron: BaseNeuron, x: Tensor) -> Tensor:
     return driver(neuron, x)
 
 
+#: Processors may take smaller numbers than this for 0, and divide by that.
+_SMALLEST = 1e-30
+
+
 def number(value: Any, what: str, *, positive: bool = True) -> float:
     """``value`` as a finite (positive) float.
 
@@ -91,6 +95,8 @@ def number(value: Any, what: str, *, positive: bool = True) -> float:
         raise OptionTypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}).")
     if not is_finite(value) or (positive and value <= 0):
         raise OptionError(f"{what} must be finite{' and positive' * positive}, got {value}; e.g. {what}=1.0.")
+    if positive and value < _SMALLEST:
+        raise OptionError(f"{what} must be at least {_SMALLEST:g}, got {value}: its inverse is used.")
     return float(value)
 
 

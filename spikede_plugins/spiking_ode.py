@@ -353,7 +353,7 @@ _ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2", "tsit5")
 
 
 def _solver(name: Any) -> str:
-    if name not in _ADAPTIVE:
+    if not isinstance(name, str) or name not in _ADAPTIVE:
         raise UnknownNameError(
             f"unknown solver {name!r}; it must be an adaptive one of torchdiffeq: "
             f"{nearest(str(name), _ADAPTIVE)}"

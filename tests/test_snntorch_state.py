@@ -317,3 +317,41 @@ def test_nothing_of_the_state_is_saved():
     run(other, inputs()[:, :1])
     other.load_state_dict(neuron.state_dict())
     build("Synaptic").load_state_dict(neuron.state_dict())
+
+
+class Same(torch.autograd.Function):
+    """The same numbers in the same memory, which hold no reference to the tensor that they were."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("how", ["view", "alias"])
+def test_what_continues_a_membrane_that_is_gone(how):
+    """A view keeps its membrane, and with it the way back; where there is none any more, a warning says so."""
+    neuron, whole = fractional(learn_alpha=True), fractional(learn_alpha=True)
+    x = torch.rand(3, 2, 4, requires_grad=True)
+    mem = same_mem = torch.zeros(2, 4)
+    for step in x[:2]:
+        _, mem = neuron(step, mem)
+        _, same_mem = whole(step, same_mem)
+    mem = mem.view_as(mem) if how == "view" else Same.apply(mem)
+    for _ in range(3):
+        neuron(x[0], torch.zeros(2, 4))  # other sequences
+    expected = whole(x[2], same_mem)[1]
+    if how == "alias":
+        with pytest.warns(SpikedeWarning, match="gradients of its history end here"):
+            assert torch.equal(neuron(x[2], mem)[1], expected)
+        return
+    found = neuron(x[2], mem)[1]
+    assert torch.equal(found, expected)
+    ours, theirs = (
+        torch.autograd.grad(out.sum(), [x, net.fractional.order.alpha])
+        for net, out in ((neuron, found), (whole, expected))
+    )
+    assert same(ours, theirs) and ours[0][0].abs().sum() > 0

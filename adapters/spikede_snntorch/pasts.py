@@ -23,8 +23,8 @@ from spikede_plugins.errors import SpikedeWarning
 _KEPT = 16
 
 _CUT = (
-    "a membrane was handed back as a view with a gradient, after the tensor that was returned had gone and "
-    "other sequences had begun: gradients end here. Hand back the tensor itself, or mem.detach()."
+    "a membrane was handed back as an alias, after the tensor that was returned had gone and other sequences "
+    "had begun: gradients of its history end here. Hand back the tensor itself, or mem.detach()."
 )
 
 

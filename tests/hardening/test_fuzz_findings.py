@@ -115,6 +115,11 @@ def test_scales_that_divide_by_zero(framework: Framework, scale):
     framework.run(convert_to_fractional(net, alpha=0.6), x).sum().backward()  # as natively: no error
 
 
+def test_a_time_constant_without_an_inverse():
+    with pytest.raises(OptionError, match="tau must be at least 1e-30"):
+        LIFNeuron(tau=1e-320)
+
+
 def test_the_noisy_surrogate_is_offered():
     with pytest.raises(UnknownNameError, match="'noisy'"):
         LIFNeuron(surrogate_opt="noise")
@@ -180,6 +185,11 @@ def test_a_window_of_anything_but_steps(length):
 def test_settings_of_the_event_driven_layer(options):
     with pytest.raises(OptionTypeError, match=f"{next(iter(options))} must be"):
         SpikingODELayer(2, 3, **options)
+
+
+def test_a_solver_that_is_an_array():
+    with pytest.raises(UnknownNameError, match="unknown solver"):
+        SpikingODELayer(2, 3, solver=np.array(["dopri5", "bosh3"]))
 
 
 def test_settings_of_the_noisy_neuron():
