@@ -15,8 +15,13 @@ from torch import Tensor, fx
 
 from spikede_plugins.errors import ExportError
 
-#: Older releases of torch cannot tell an export from a compilation.
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+def _older_is_exporting() -> bool:
+    """Releases without ``is_exporting`` set this flag in an export (``strict=False``) and nowhere else."""
+    return bool(getattr(torch.compiler, "_is_compiling_flag", False))
+
+
+is_exporting = getattr(torch.compiler, "is_exporting", _older_is_exporting)
 
 _TRACE = "torch.jit.trace (which torch.onnx.export with dynamo=False uses)"
 _EXPORT = "torch.export (which torch.onnx.export uses)"
