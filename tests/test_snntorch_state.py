@@ -333,7 +333,7 @@ class Same(torch.autograd.Function):
 
 @pytest.mark.parametrize("how", ["view", "alias"])
 def test_what_continues_a_membrane_that_is_gone(how):
-    """A view keeps its membrane, and with it the way back; where there is none any more, a warning says so."""
+    """A view keeps its membrane, and with it the way back; where there is none left, a warning says so."""
     neuron, whole = fractional(learn_alpha=True), fractional(learn_alpha=True)
     x = torch.rand(3, 2, 4, requires_grad=True)
     mem = same_mem = torch.zeros(2, 4)
