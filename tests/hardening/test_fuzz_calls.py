@@ -8,6 +8,7 @@ import pickle
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from fuzz_strategies import Count, fuzz, operators
 from hypothesis import given, note
@@ -207,6 +208,7 @@ def _calls(data: Any) -> None:
     COUNT.add("cases")
 
 
+@pytest.mark.filterwarnings("ignore:a run has become longer")  # than the horizon: it goes on all the same
 def test_calls():
     """Steps and sequences, copies, checkpoints, modes and resets in any order."""
     _calls()

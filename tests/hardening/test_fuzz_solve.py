@@ -124,7 +124,11 @@ def _solve(data: Any) -> None:
     size = 1.0 + expected.detach().abs().max()
     assert float((found.detach() - expected.detach()).abs().max()) <= tolerance * size
     if grad:
-        found.sum().backward()
+        _, error = attempt(lambda: found.sum().backward())
+        if ours(error) and "fixed-point" in str(error):
+            SOLVES.add("expected errors")
+            return
+        assert error is None, repr(error)
         expected.sum().backward()
         size = 1.0 + other.grad.abs().max()
         assert float((start.grad - other.grad).abs().max()) <= 10 * tolerance * size
