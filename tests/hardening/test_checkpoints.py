@@ -57,7 +57,7 @@ def damaged(checkpoint):
         (torch.tensor(0.0), r"it must lie in \(0, 1\], but has 0"),
         (torch.tensor(-0.3), r"it must lie in \(0, 1\], but has -0.3"),
         (torch.tensor(1.5), r"it must lie in \(0, 1\], but has 1.5"),
-        (torch.tensor([0.3, 0.5, 0.7]), r"it has the shape \(3,\), this model's has \(\)"),
+        (torch.tensor([0.3, 0.5, 0.7]), r"it has the shape \(3,\), this model's has \(1,\)"),
         (0.7, "it is no tensor but float"),
     ):
         yield {**checkpoint, ORDER: value}, message
@@ -168,7 +168,7 @@ def test_an_order_that_an_optimiser_pushed_out_is_saved_on_the_edge(framework):
     net = learned(framework, alpha=0.99)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     for order in (net.lif.fractional.order, net.block[1].fractional.order):
-        order.alpha.grad = torch.tensor(-0.3 if order is net.lif.fractional.order else 3.0)
+        order.alpha.grad = torch.full_like(order.alpha, -0.3 if order is net.lif.fractional.order else 3.0)
     optimizer.step()
     assert net.lif.fractional.order.alpha > 1
     checkpoint = net.state_dict()
