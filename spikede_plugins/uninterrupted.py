@@ -7,6 +7,8 @@ change runs to its end.
 
 from __future__ import annotations
 
+import _thread
+import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -17,10 +19,15 @@ T = TypeVar("T")
 class Uninterrupted(Generic[T]):
     """``work``, done as a whole or not at all, whatever signals come."""
 
+    # Only single operations on bare locks: those of threading.Thread and Event are written in Python, and a
+    # signal in the middle of them leaves a lock taken for ever.
+
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._claim = threading.Lock()  # taken once, by who does the work or by who gives it up
-        self._done = threading.Event()
+        self._claim = _thread.allocate_lock()  # taken once, by who does the work or by who gives it up
+        self._running = _thread.allocate_lock()
+        self._running.acquire()
+        self._ended = False
         self._result: list[T] = []
         self._error: BaseException | None = None
 
@@ -33,18 +40,18 @@ class Uninterrupted(Generic[T]):
         interrupted: BaseException | None = None
         if threading.current_thread() is threading.main_thread():
             try:
-                threading.Thread(target=self._do, name="spikede-change").start()
+                _thread.start_new_thread(self._do_in_thread, ())
             except RuntimeError:  # no more threads to be had
                 self._do()
-            except BaseException as error:  # the thread may have been started, or may be about to
+            except BaseException as error:  # the thread may have been started
                 if self.give_up():
                     raise
                 interrupted = error
         else:
             self._do()
-        while not self._done.is_set():
+        while not self._ended:
             try:
-                self._done.wait()
+                self._running.acquire(timeout=0.1)
             except BaseException as error:
                 interrupted = error
         if self._error is not None:
@@ -53,6 +60,10 @@ class Uninterrupted(Generic[T]):
             raise interrupted
         return self._result[0]
 
+    def _do_in_thread(self) -> None:
+        sys.settrace(threading.gettrace())  # a debugger's, or a measurement of coverage
+        self._do()
+
     def _do(self) -> None:
         try:
             if self._claim.acquire(blocking=False):
@@ -60,4 +71,5 @@ class Uninterrupted(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
-            self._done.set()
+            self._ended = True
+            self._running.release()

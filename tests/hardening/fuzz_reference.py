@@ -36,9 +36,7 @@ def _gl(a: Tensor, n: int) -> list[Tensor]:
 
 
 def _l1(a: Tensor, n: int) -> list[Tensor]:
-    b = [
-        (m + 1.0) ** (1.0 - a) - (float(m) ** (1.0 - a) if m else torch.zeros_like(a)) for m in range(n + 1)
-    ]
+    b = [(m + 1.0) ** (1.0 - a) - (float(m) ** (1.0 - a) if m else torch.zeros_like(a)) for m in range(n + 1)]
     return [b[m] - b[m - 1] for m in range(1, n + 1)]
 
 
@@ -52,9 +50,7 @@ def _trapezoid(a: Tensor, n: int) -> tuple[list[Tensor], list[Tensor]]:
     def power(m: int) -> Tensor:
         return float(m) ** (1.0 + a) if m else torch.zeros_like(a)
 
-    on_rates = [torch.ones_like(a)] + [
-        power(m + 1) - 2.0 * power(m) + power(m - 1) for m in range(1, n + 1)
-    ]
+    on_rates = [torch.ones_like(a)] + [power(m + 1) - 2.0 * power(m) + power(m - 1) for m in range(1, n + 1)]
     start = [torch.zeros_like(a)] + [power(k - 1) - (k - 1.0 - a) * float(k) ** a for k in range(1, n + 1)]
     inverse = _reciprocal(on_rates)
     first = torch.stack(start)

@@ -64,9 +64,7 @@ def test_weights_that_vanish():
         choose_nodes(torch.zeros(200, 1, dtype=torch.float64), 1e-6, 200, "gl")
 
 
-@pytest.mark.parametrize(
-    "coefficients", [None, 1.0, True, HUGE, torch.ones(1, device="meta"), np.array(1.0)]
-)
+@pytest.mark.parametrize("coefficients", [None, 1.0, True, HUGE, torch.ones(1, device="meta"), np.array(1.0)])
 def test_coefficients_that_are_no_sequence(coefficients):
     with pytest.raises(OptionTypeError, match="sequence of numbers"):
         MultiTerm([0.5], coefficients)

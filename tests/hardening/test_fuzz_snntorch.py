@@ -158,9 +158,7 @@ def reference(
             if shifted.numel():
                 first, second = shifted.topk(2, 1).values.unbind(1)
                 margin = torch.minimum(margin, (first - second).unsqueeze(1))
-        spk = (
-            s.to(F64) * graded if not arguments["inhibition"] else s.to(F64)
-        )  # some surrogates give float32
+        spk = s.to(F64) * graded if not arguments["inhibition"] else s.to(F64)  # some surrogates give float32
         mem = h
         if not delay:
             due = spk / graded - old
@@ -230,9 +228,7 @@ def _values(data: Any) -> None:
     shape = data.draw(SHAPES)
     name, arguments = data.draw(neurons(shape))
     channels, dim = (
-        (shape[-1], -1)
-        if data.draw(st.booleans()) and len(shape)
-        else (shape[1] if len(shape) > 1 else 2, 1)
+        (shape[-1], -1) if data.draw(st.booleans()) and len(shape) else (shape[1] if len(shape) > 1 else 2, 1)
     )
     operator = data.draw(operators(channels, dim=dim))
     dtype, layout = data.draw(DTYPES), data.draw(st.sampled_from(LAYOUTS))
@@ -240,8 +236,7 @@ def _values(data: Any) -> None:
     small = 12 if max(shape, default=0) > 200 else 40
     count = data.draw(st.integers(1, 3))
     lengths = [
-        data.draw(st.one_of(st.integers(1, small), st.sampled_from([16, 17, 33, 130])))
-        for _ in range(count)
+        data.draw(st.one_of(st.integers(1, small), st.sampled_from([16, 17, 33, 130]))) for _ in range(count)
     ]
     if max(shape, default=0) > 200:
         lengths = [min(length, 40) for length in lengths]

@@ -124,8 +124,7 @@ def charge_of(name: str, node: Any, x: Tensor, others: dict[str, Tensor]) -> Any
     if name == "EIFNode":
         return lambda v: (
             v
-            + (x + node.v_rest - v + node.delta_T * torch.exp((v - node.theta_rh) / node.delta_T))
-            / node.tau
+            + (x + node.v_rest - v + node.delta_T * torch.exp((v - node.theta_rh) / node.delta_T)) / node.tau
         )
     if name == "KLIFNode":
         if node.decay_input:
@@ -274,9 +273,7 @@ def _values(data: Any) -> None:
     if error is not None:
         # Ours for a sequence without steps; else the very error of the native neuron on the same call.
         _, theirs = attempt(lambda: native(name, arguments)(x))
-        assert (ours(error) and steps == 0) or type(theirs) is type(error), (
-            f"{error!r}, natively {theirs!r}"
-        )
+        assert (ours(error) and steps == 0) or type(theirs) is type(error), f"{error!r}, natively {theirs!r}"
         VALUES.add("expected errors")
         return
     outputs, lasts, seqs = found

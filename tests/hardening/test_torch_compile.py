@@ -218,6 +218,7 @@ def test_a_compiled_step_with_its_states_given_is_the_eager_one() -> None:
 @each_framework
 def test_a_compiled_loop_with_a_hidden_state_is_the_eager_one(framework: Framework) -> None:
     """Beyond the compiler's limit of variants, where it goes on without compiling; and after a reset."""
+
     def make() -> nn.Module:  # not a deep copy, which snnTorch's reset would not know
         torch.manual_seed(0)
         native = framework.net() if scale.FULL else nn.Sequential(nn.Linear(4, 16), framework.neuron())
