@@ -143,7 +143,10 @@ def worst_error(what: str, spikes: np.ndarray, v: np.ndarray, steps: int) -> flo
 def state_size(node: nn.Module, v: torch.Tensor) -> int:
     """Numbers in the state of the neuron: membrane, history, traces."""
     memories = getattr(node, "_memories", None)
-    held = [v, *node._pasts.find(v).history] if memories is None else list(memories.values())
+    if memories is None:
+        held = [v, *node._pasts.find(v).history]
+    else:  # what is recorded for the comparison is no state
+        held = [value for name, value in memories.items() if name != "v_seq"]
     return sum(t.numel() for t in held if isinstance(t, torch.Tensor))
 
 

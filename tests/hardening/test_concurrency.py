@@ -65,7 +65,7 @@ def work(number, rounds):
         for _ in range(3):
             reset(framework, net)
             optimizer.zero_grad()
-            x = 8 * torch.randn(20, BATCH, INPUTS, generator=generator)
+            x = 8 * torch.randn(10, BATCH, INPUTS, generator=generator)
             torch.stack([net(step) for step in x]).mean().backward()
             optimizer.step()
         reset(framework, net)
@@ -193,7 +193,7 @@ def large_run(framework):
     """Forward and backward through the fused kernels, on two threads where torch may have them."""
     torch.manual_seed(0)
     net = convert_to_fractional(framework.neuron(), alpha=0.6, learn_alpha=True)
-    x = torch.rand(20, 8, 500, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    x = torch.rand(8, 8, 500, generator=torch.Generator().manual_seed(0), requires_grad=True)
     spikes = framework.run(net, x)
     spikes.mean().backward()
     return [spikes.detach(), x.grad, *(p.grad for p in net.parameters() if p.grad is not None)]

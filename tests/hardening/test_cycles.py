@@ -25,6 +25,8 @@ from spikede_plugins import (
 from spikede_plugins.engine import buffers
 
 ALPHAS = (0.3, 0.7, PerChannel([0.4] * 8 + [0.9] * 8), MultiTerm([0.5, 0.9], [1.0, 0.5]), 1.0)
+#: Cycles before the first count: everything has been made once.
+WARM = 15
 MEMORIES = ("auto", "full", "soe", 7)
 
 #: Functions that remember without a bound: what they say is the same for the whole process.
@@ -87,7 +89,7 @@ def assert_no_growth(after, before, cycles):
 @each_framework
 def test_training_and_reset(framework):
     """One model, batches of changing size, a new optimiser now and then."""
-    cycles = scale.scale(40, 1_000)
+    cycles = scale.scale(20, 1_000)
     nets = [
         convert_to_fractional(framework.net(), alpha=0.6, memory=memory, learn_alpha=learned)
         for memory, learned in (("soe", True), ("full", False), ("auto", True))
@@ -102,12 +104,12 @@ def test_training_and_reset(framework):
         with torch.no_grad():
             framework.run(net, x)
 
-    for cycle in range(30):
+    for cycle in range(WARM):
         train(cycle)
     before, sizes = census(), containers()
-    for cycle in range(30, 30 + cycles):
+    for cycle in range(WARM, WARM + cycles):
         train(cycle)
-    for cycle in range(27, 30):  # what the newest steps left is of the same size
+    for cycle in range(WARM - 3, WARM):  # what the newest steps left is of the same size
         train(cycle)
     assert_no_growth(census(), before, cycles)
     assert containers() == sizes
@@ -117,7 +119,7 @@ def test_training_and_reset(framework):
 @each_framework
 def test_conversion_and_restoration(framework):
     """In place, to and fro, with other orders, solvers and memories each time."""
-    cycles = scale.scale(40, 1_000)
+    cycles = scale.scale(20, 1_000)
     net = framework.net()
     x = 4 * torch.rand(3, 2, INPUTS)
     native = framework.run(net, x)
@@ -132,7 +134,7 @@ def test_conversion_and_restoration(framework):
         framework.run(net, x).sum().backward()
         restore_native(net, inplace=True)
 
-    for cycle in range(20):
+    for cycle in range(WARM):
         convert(cycle)
     framework.run(net, x)
     before, sizes = census(), containers()
@@ -220,7 +222,7 @@ def test_caches_are_bounded_and_buffers_keep_to_their_limit(monkeypatch):
 
 
 def test_wrapper_trains_without_growth():
-    cycles = scale.scale(20, 500)
+    cycles = scale.scale(15, 500)
     net = SNNWrapper(
         torch.nn.Sequential(torch.nn.Linear(4, 8), LIFNeuron(tau=2.0)),
         alpha=0.6,

@@ -16,7 +16,7 @@ from train_worker import train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL and no fork there")
 
-STEPS = scale.scale(6, 60)
+STEPS = scale.scale(6, 30)
 #: Fresh interpreters, as after a crash; the default run spares itself their start.
 PROCESSES = multiprocessing.get_context("spawn" if scale.FULL else "fork")
 
@@ -47,7 +47,7 @@ class Run:
 
 @each_framework
 def test_kill_and_resume_to_the_same_bits(framework, tmp_path):
-    chance, kills = random.Random(0), scale.scale(2, 24)
+    chance, kills = random.Random(0), scale.scale(2, 10)
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     folder.mkdir(), whole.mkdir()
     undisturbed = []

@@ -28,14 +28,14 @@ def soak(what: str, steps: int) -> dict[str, dict[str, float]]:
 
 def assert_memory_is_flat(one: dict[str, float]) -> None:
     """Within 1 % of what it was after the first tenth of the run."""
-    assert one["samples"] > 5
+    assert one["samples"] >= 4
     assert one["largest resident"] <= 1.01 * one["resident at first"]
 
 
 @pytest.mark.parametrize("framework", ["spikingjelly", "snntorch"])
 def test_a_compressed_memory_streams_on_and_on(framework):
     pytest.importorskip(framework)
-    steps = scale.scale(6_000, 1_000_000)
+    steps = scale.scale(4_000, 1_000_000)
     for one in soak(framework, steps).values():
         assert one["steps"] == steps
         assert_memory_is_flat(one)
@@ -48,7 +48,7 @@ def test_a_compressed_memory_streams_on_and_on(framework):
 
 
 def test_an_event_driven_layer_streams_on_and_on():
-    calls = scale.scale(1_000, 100_000)
+    calls = scale.scale(600, 100_000)
     (one,) = soak("events", calls).values()
     assert_memory_is_flat(one)
     assert one["spikes"] > calls / 10 and one["different counts"] == 0
