@@ -697,7 +697,7 @@ PAIR = (torch.ones(3), torch.ones(2))
         ({"alpha": torch.tensor(0.0, requires_grad=True)}, OrderError, r"alpha must lie in \(0, 1\]"),
         ({"alpha": [0.5, 0.5, 0.5]}, OptionTypeError, r"y0 is one tensor; .*torch.tensor\(\[...\]\)"),
         ({"alpha": torch.tensor([0.5, 0.6])}, OrderError, r"2 orders, but y0 has shape \(3,\)"),
-        ({"alpha": [0.5], "y0": PAIR}, OrderError, "1 orders, y0 has 2 tensors"),
+        ({"alpha": [0.5], "y0": PAIR}, OrderError, "1 order, y0 has 2 tensors"),
         ({"alpha": [0.5, 2.0], "y0": PAIR}, OrderError, r"alpha\[1\] must lie in"),
         ({"alpha": PerChannel([0.5, 0.6], dim=0)}, OptionError, "PerChannel has 2 orders for dimension 0"),
         ({"alpha": MultiTerm([0.5, 1.0], [1.0, 1.0]), "method": "abm"}, OptionError, "the solver 'glmulti'"),
