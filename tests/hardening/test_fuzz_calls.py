@@ -142,10 +142,12 @@ class Machine:
             file = io.BytesIO()
             torch.save(net, file)
             self.net = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-        elif what == "load own state":
-            net.load_state_dict(net.state_dict())
-        elif what == "load state of another":
-            net.load_state_dict(self.native.state_dict())
+        elif what in ("load own state", "load state of another"):
+            # Loading writes to what the graph needs, natively too.
+            detach(self.framework, net)
+            self.outputs = [out.detach() for out in self.outputs]
+            source = net if what == "load own state" else self.native
+            net.load_state_dict(source.state_dict())
         elif what == "to":
             net.to("cpu", self.dtype)
         elif what == "report":

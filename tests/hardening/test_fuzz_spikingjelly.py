@@ -218,8 +218,8 @@ def _values(data: Any) -> None:
         steps = steps - 70 if name in AFFINE else 20
     if name not in AFFINE:
         steps = min(steps, 40)
-    channels = shape[1] if len(shape) > 1 else 3
-    operator = data.draw(operators(channels))
+    dim = min(1, max(len(shape) - 1, 0))
+    operator = data.draw(operators(shape[dim] if shape else 3, dim))
     if name not in AFFINE and operator.method == "trap":
         return
     dtype, cut = data.draw(DTYPES), data.draw(pieces(steps))
