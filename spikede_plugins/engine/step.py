@@ -257,6 +257,9 @@ class Step:
         if start is None:
             extra = [charged - v] * self.corrector + [torch.zeros_like(v)] * self.forgets
             start = torch.stack([self.v, *extra]) if extra else _start(self.v)
+        elif self.corrector and self.forgets:  # the rate at the start of neurons that have just begun anew
+            rate = torch.where(start[2] == 0, charged - v, start[1])
+            start = torch.stack([start[0], rate, start[2]])
         if self.block is not None:
             explicit = self._take(charged, base, start, self.block)
             return explicit, History(self.rows, start, self.traces)
@@ -268,9 +271,24 @@ class Step:
             return explicit, history
         known = start[0] if base is None else start[0] + (base - self.v)
         sought = _correct(
-            operator, kernel, charge, explicit, known, start[1], self.sums, self.past, self._spread, affine
-        )
+            operator, kernel, charge, explicit, known, self._start_weight(start) * start[1], self.sums,
+            self._spread, affine,
+        )  # fmt: skip
         return sought, history
+
+    def _start_weight(self, start: Tensor) -> Tensor | float:
+        """What a corrector with gain 1 gives to the rate at the start ``start[1]``."""
+        series, memory = self.kernel.start_weights, self.operator.memory
+        if series is None:
+            raise OptionError(f"solver {self.operator.solver.name!r} gave no start weights.")
+        window = memory.length if isinstance(memory, WindowMemory) else self.past
+        if self.forgets:  # every neuron counts from a start of its own
+            steps = start[2].detach()
+            channel = self._spread(torch.arange(series.shape[-1], device=series.device))
+            known = steps.long().clamp(max=len(series) - 1)  # beyond a window there are no weights
+            return series[known, channel] * (steps <= window)
+        # A window that has slid past the start has forgotten its rate as well.
+        return self._spread(series[self.past]) if self.past <= window else 0.0
 
     def _spread(self, values: Tensor) -> Tensor:
         return per_neuron(values, self.v.shape, self.channel_dim)
@@ -317,15 +335,13 @@ def charge_step(
 
 def _correct(
     operator: FractionalOperator, kernel: Kernel, charge: Callable[[Tensor], Tensor], predicted: Tensor,
-    known: Tensor, start_rate: Tensor, sums: tuple[Tensor, ...] | None, past: int,
+    known: Tensor, start_part: Tensor, sums: tuple[Tensor, ...] | None,
     spread: Callable[[Tensor], Tensor], affine: bool,
 ) -> Tensor:
-    if kernel.corrector_gain is None or kernel.start_weights is None:
+    if kernel.corrector_gain is None:
         raise OptionError(f"solver {operator.solver.name!r} gave no corrector weights.")
     gain = spread(kernel.corrector_gain)
-    # A window that has slid past the start has forgotten its rate as well.
-    if not (isinstance(operator.memory, WindowMemory) and past > operator.memory.length):
-        known = known + gain * spread(kernel.start_weights[past]) * start_rate
+    known = known + gain * start_part
     if sums is not None:
         known = known - sums[1]
     solver = operator.solver
@@ -379,6 +395,7 @@ def forget_fired(history: History, v: Tensor, spike: Tensor) -> History:
     if rows is None or start is None or start.dim() == v.dim():
         return history
     fired = (spike.detach() != 0).reshape(v.shape)
-    # The rate at the start belongs to the start that is forgotten.
     first = torch.where(fired, v, start[0]).unsqueeze(0)
-    return History(rows, torch.cat([first, start[1:].masked_fill(fired, 0.0)]), traces)
+    # The next step is the first one from the new start: it has no state behind it and finds its own rate.
+    steps = start[-1:].masked_fill(fired, -1.0)
+    return History(rows, torch.cat([first, start[1:-1].masked_fill(fired, 0.0), steps]), traces)

@@ -100,8 +100,7 @@ class Trajectory:
         self.rule, self.v, self.start = rule, start, start
         self.us: list[Tensor] = []
         self.age = torch.zeros_like(start.detach())  # how many states each neuron remembers
-        self.fresh = torch.ones_like(start.detach())  # whether it still knows its first rate
-        self.start_rate: Tensor | None = None
+        self.start_rate = torch.zeros_like(start)
         a, h, n = rule.alpha, rule.step_size, steps + 1
         self.corrector_gain = None
         if rule.coefficients is not None:
@@ -134,17 +133,16 @@ class Trajectory:
         jump = base - self.v
         gain = self.rule.spread(self.gain, self.start.shape)
         rate = charge(base) - base
-        if self.start_rate is None:
-            self.start_rate = rate
+        self.start_rate = torch.where(self.age == 0, rate, self.start_rate)
         explicit = self.start + jump + gain * rate - self._past(self.weights)
         if self.corrector_gain is None:
             return explicit
-        k = len(self.us) + 1
         gain = self.rule.spread(self.corrector_gain, self.start.shape)
         known = self.start + jump - self._past(self.corrector_weights)
-        if not (self.rule.window and k - 1 > self.rule.window):
-            s = self.rule.spread(self.start_weights[k - 1], self.start.shape)
-            known = known + gain * s * self.start_rate * self.fresh
+        for age in self.age.unique().tolist():
+            if not (self.rule.window and age > self.rule.window):
+                s = self.rule.spread(self.start_weights[int(age)], self.start.shape)
+                known = known + torch.where(self.age == age, gain * s * self.start_rate, 0.0)
         if self.rule.method == "abm":
             return known + gain * (charge(explicit) - explicit)
         # Affine charges only: v = known + g (a v + b - v)
@@ -161,7 +159,6 @@ class Trajectory:
             fired = fired.detach() != 0
             self.start = torch.where(fired, v, self.start)
             self.age = torch.where(fired, torch.zeros_like(self.age), self.age)
-            self.fresh = torch.where(fired, torch.zeros_like(self.fresh), self.fresh)
 
 
 @dataclass

@@ -150,7 +150,9 @@ def reference(
         elif mechanism == "zero" and name != "Leaky":
             h = h - old * h
         margin = torch.minimum(margin, (h - threshold).abs())
-        s = node.spike_grad(h - threshold).to(F64)
+        s = node.spike_grad(h - threshold)
+        own = s.dtype  # some surrogates give float32, in which the framework then divides
+        s = s.to(F64)
         if arguments["inhibition"]:
             shifted = (h - threshold).detach()
             best = shifted.argmax(1)
@@ -158,10 +160,10 @@ def reference(
             if shifted.numel():
                 first, second = shifted.topk(2, 1).values.unbind(1)
                 margin = torch.minimum(margin, (first - second).unsqueeze(1))
-        spk = s.to(F64) * graded if not arguments["inhibition"] else s.to(F64)  # some surrogates give float32
+        spk = s * graded if not arguments["inhibition"] else s
         mem = h
         if not delay:
-            due = spk / graded - old
+            due = (spk.to(own) / graded.to(own)).to(F64) - old
             if mechanism == "subtract":
                 mem = mem - due * threshold
             elif mechanism == "zero":
