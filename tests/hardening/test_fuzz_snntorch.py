@@ -310,8 +310,8 @@ def _values(data: Any) -> None:
         compare(
             expected, tolerance, outputs=outputs, vs=torch.stack([m.to(F64) for m in mems]),
             until=operator.until(len(xs)), what=name,
-            again=lambda xs=xs, rule=rule: reference(
-                name, exact, arguments, rule, nudged(torch.stack(xs).to(F64), dtype)
+            again=lambda draw, xs=xs, rule=rule: reference(
+                name, exact, arguments, rule, nudged(torch.stack(xs).to(F64), dtype, draw)
             )[0],
         )  # fmt: skip
     VALUES.add("cases")

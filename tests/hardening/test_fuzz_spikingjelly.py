@@ -296,7 +296,7 @@ def _values(data: Any) -> None:
         vs=vs,
         until=operator.until(steps),
         what=name,
-        again=lambda: reference(name, exact, operator, nudged(x.to(F64), dtype), rule),
+        again=lambda draw: reference(name, exact, operator, nudged(x.to(F64), dtype, draw), rule),
     )
     VALUES.add("cases")
 
