@@ -227,6 +227,7 @@ def play(
 @given(st.data())
 @fuzz(40, 2000)
 def _values(data: Any) -> None:
+    snn.SpikingNeuron.instances.clear()  # snnTorch keeps all neurons, and what their states hang on
     shape = data.draw(SHAPES)
     name, arguments = data.draw(neurons(shape))
     channels, dim = (
