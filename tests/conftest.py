@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Workers of pytest-xdist share the cores; threads on top of them only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,22 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+
+_FRAMEWORKS = ("spikingjelly", "snntorch", "framework")
+
+
+def _names_no_framework(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8").lower()
+    return not any(name in text for name in _FRAMEWORKS)
+
+
+#: SPIKEDE_TESTS=frameworks leaves out the files that name no framework: what they test is the same with every
+#: release of SpikingJelly and snnTorch.
+collect_ignore = (
+    [str(path) for path in Path(__file__).parent.rglob("test_*.py") if _names_no_framework(path)]
+    if os.environ.get("SPIKEDE_TESTS") == "frameworks"
+    else []
+)
 
 # The same examples in every run, and no deadline: first calls import frameworks.
 settings.register_profile("spikede", deadline=None, derandomize=True, print_blob=True)
