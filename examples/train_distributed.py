@@ -9,6 +9,7 @@ Convert first, then wrap: DDP takes the learned orders for what they are, parame
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 
 import torch
@@ -27,6 +28,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="train on so many images only")
     options = parser.parse_args()
 
+    train(options)
+    gc.collect()  # DDP keeps the process group, whose threads should end before Python does
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def train(options: argparse.Namespace) -> None:
     together = "RANK" in os.environ  # set by torchrun
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
@@ -60,8 +68,6 @@ def main() -> None:
         if rank == 0:
             loss, right = (total[:2] / total[2]).tolist()
             print(f"epoch {epoch + 1}: loss {loss:.4f}, right {right:.1%}, orders {orders(net)}", flush=True)
-    if together:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

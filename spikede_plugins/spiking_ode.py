@@ -121,6 +121,9 @@ class SpikingODELayer(nn.Module):
         bound = 1.0 / math.sqrt(n_inputs)
         nn.init.uniform_(self.weight, -bound, bound)
         dynamics.check_range(self.weight.dtype)
+        if self.slope_floor > torch.finfo(self.weight.dtype).max:
+            held = f"{self.weight.dtype} can hold, the layer's dtype"
+            raise OptionError(f"slope_floor = {self.slope_floor:g} is more than {held}.")
         dynamics.to(device=self.weight.device, dtype=self.weight.dtype)
         watch_loading(self)
         self.reset()

@@ -2,6 +2,7 @@
 
     python tests/hardening/full_run.py [arguments of pytest]        (or: tox -e hardening)
 
+PYTEST_ADDOPTS="-n 2 --dist worksteal" shares the tests among two processes.
 The figures are written only by a run of all tests, so that the table never mixes two states of the code.
 """
 

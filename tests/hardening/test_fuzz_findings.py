@@ -140,6 +140,8 @@ def test_dynamics_of_numbers_that_no_float_can_be(value):
 def test_numbers_beyond_the_dtype_of_the_layer():
     with pytest.raises(OptionError, match=r"more than torch\.float32 can hold"):
         SpikingODELayer(2, 3, ODEIFDynamics(v_threshold=1e308))
+    with pytest.raises(OptionError, match=r"slope_floor = 1e\+308 is more than torch\.float32 can hold"):
+        SpikingODELayer(2, 3, slope_floor=1e308)
     with pytest.raises(OptionError, match="n_inputs must be at most"):
         SpikingODELayer(2**63, 3)
 

@@ -62,12 +62,15 @@ def reset(net: nn.Module) -> None:
     importlib.import_module("spikingjelly.activation_based.functional").reset_net(net)
 
 
-def same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
+def same_gradients(ours: nn.Module, theirs: nn.Module, rounding: float = 0.0) -> None:
+    """Gradients as close as torch's defaults; or within ``rounding`` of the largest of their tensor, where
+    float32 sums many steps in another order (weights of the first layer get sums that nearly cancel)."""
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if q.grad is None:
             assert p.grad is None, name
         else:
-            torch.testing.assert_close(p.grad, q.grad, msg=name)
+            close = {"rtol": 0.0, "atol": rounding * float(q.grad.abs().max())} if rounding else {}
+            torch.testing.assert_close(p.grad, q.grad, **close, msg=lambda text, name=name: f"{name}: {text}")
 
 
 CHANNELS = {"1": PerChannel([0.5 + 0.03 * n for n in range(16)]), "*": 0.8}
@@ -236,7 +239,7 @@ def test_a_compiled_loop_with_a_hidden_state_is_the_eager_one(framework: Framewo
     assert expected.any()
     expected.sum().backward()
     found.sum().backward()
-    same_gradients(twin, net)
+    same_gradients(twin, net, rounding=2e-5)
 
 
 @each_framework
