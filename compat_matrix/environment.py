@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import psutil
 from covering import Cell, Matrix
 from results import HERE, ROOT, Result
 
@@ -47,6 +48,7 @@ print(json.dumps({"versions": found, "package": spikede_plugins.__file__}))
 
 _INSTALL_SECONDS, _SUITE_SECONDS = 3600, 1800
 _REASON_LENGTH = 300
+_PREFIX = "spikede-compat-"
 
 
 class StepFailed(RuntimeError):
@@ -62,6 +64,17 @@ def build_wheel(folder: Path) -> Path:
     _run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], folder, _INSTALL_SECONDS)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def remove_left_over(parent: Path | None = None) -> list[Path]:
+    """Remove the environments of runs that were killed, gigabytes each; returns what was removed."""
+    removed = []
+    for folder in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
 
 
 def run_cell(
@@ -80,7 +93,7 @@ def run_cell(
         NoInterpreter: if there is no such Python here; then nothing was tried.
     """
     began = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="compat-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     result = Result("not installed")
     try:
         python = _create(cell, folder, interpreters, say)

@@ -24,7 +24,7 @@ import covering
 import results
 import table
 from covering import Cell, Matrix
-from environment import NoInterpreter, build_wheel, run_cell
+from environment import NoInterpreter, build_wheel, remove_left_over, run_cell
 from results import Result, inputs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -107,6 +107,8 @@ def run(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         total = progress.add_task("cells", total=len(cells))
+        for left in remove_left_over():
+            console.print(f"removed {left}, left by a run that was killed", highlight=False, soft_wrap=True)
         console.print("building the wheel")
         wheel = build_wheel(Path(folder))
 

@@ -9,6 +9,8 @@ import importlib
 import io
 import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -251,6 +253,18 @@ def test_an_environment_that_cannot_be_made_is_a_result_and_is_removed(
     assert result.outcome == "not installed" and result.passed == 0
     assert result.failures == [{"test": "installation", "reason": "ERROR: no such release, see (env)/log"}]
     assert not made[0].exists() and not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = tmp_path / f"spikede-compat-{os.getpid()}-abc"
+    others = tmp_path / "spikede-compat-notes-abc"
+    left = tmp_path / f"spikede-compat-{ended.pid}-abc"
+    for folder in (mine, others, left):
+        (folder / "env").mkdir(parents=True)
+    assert environment.remove_left_over(tmp_path) == [left]
+    assert mine.exists() and others.exists() and not left.exists()
 
 
 def test_every_result_is_written_as_soon_as_it_is_there(
