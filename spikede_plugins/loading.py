@@ -40,16 +40,17 @@ def _check_orders(
             continue
         for name in LEARNED:
             key = f"{prefix}{path}.{name}" if path else f"{prefix}{name}"
-            value, learned = state_dict.get(key), order._parameters.get(name) is not None
-            found |= value is not None
-            if learned and value is None:
+            value, present = state_dict.get(key), key in state_dict
+            learned = order._parameters.get(name) is not None
+            found |= present
+            if learned and not present:
                 missing[key] = (
                     "learned in this model, but missing in the checkpoint, which has others; pass "
                     "strict=False to keep the model's own"
                 )
             elif learned and (problem := order.unfit(name, value)):
                 unfit[key] = problem
-            elif value is not None and not learned:
+            elif present and not learned:
                 without_place[key] = (
                     f"learned in the checkpoint, but fixed in this model ({order.describe()}); convert with "
                     "learn_alpha=True to take it over, or pass strict=False to keep the model's own"

@@ -284,9 +284,12 @@ class Step:
         window = memory.length if isinstance(memory, WindowMemory) else self.past
         if self.forgets:  # every neuron counts from a start of its own
             steps = start[2].detach()
-            channel = self._spread(torch.arange(series.shape[-1], device=series.device))
             known = steps.long().clamp(max=len(series) - 1)  # beyond a window there are no weights
-            return series[known, channel] * (steps <= window)
+            if series.shape[-1] == 1:
+                weight = series[:, 0][known]
+            else:
+                weight = series[known, self._spread(torch.arange(series.shape[-1], device=series.device))]
+            return weight * (steps <= window)
         # A window that has slid past the start has forgotten its rate as well.
         return self._spread(series[self.past]) if self.past <= window else 0.0
 

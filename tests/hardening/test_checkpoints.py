@@ -59,6 +59,7 @@ def damaged(checkpoint):
         (torch.tensor(1.5), r"it must lie in \(0, 1\], but has 1.5"),
         (torch.tensor([0.3, 0.5, 0.7]), r"it has the shape \(3,\), this model's has \(1,\)"),
         (0.7, "it is no tensor but float"),
+        (None, "it is no tensor but NoneType"),
     ):
         yield {**checkpoint, ORDER: value}, message
 

@@ -164,6 +164,15 @@ def test_every_neuron_compiles_as_one_graph(name: str) -> None:
 
 
 @needs_spikingjelly
+def test_a_corrector_that_forgets_at_spikes_is_one_graph() -> None:
+    net = sequence_net(method="abm", memory="full", memory_reset="spike")
+    twin = copy.deepcopy(net)
+    x = 3 * drive(8, 2)
+    expected, found = net(x), torch.compile(twin, fullgraph=True, backend="eager")(x)
+    assert torch.equal(found, expected) and expected.any()
+
+
+@needs_spikingjelly
 @pytest.mark.skipif(not scale.FULL, reason="half a minute of compiling; part of the full run")
 @pytest.mark.parametrize(
     ("options", "fullgraph"),
