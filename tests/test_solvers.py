@@ -9,6 +9,7 @@ import torch
 
 from spikede_plugins import ExplicitSolver, OptionError, OrderError, available_solvers, get_solver
 from spikede_plugins.engine.reference import integrate
+from spikede_plugins.solvers.base import CorrectorSolver
 from spikede_plugins.solvers.gl import GrunwaldLetnikov
 from spikede_plugins.solvers.trap import Trapezoidal
 from spikede_plugins.testing import ALPHAS, ContractError, check_solver, measure_accuracy
@@ -21,6 +22,11 @@ def order(alpha: float) -> torch.Tensor:
 
 
 # -- the contract ---------------------------------------------------------------------------------
+
+
+def test_every_registered_solver_is_explicit_or_a_corrector():
+    assert all(isinstance(get_solver(name), (ExplicitSolver, CorrectorSolver)) for name in SOLVERS)
+    assert {"gl", "l1", "pred", "glmulti", "abm", "trap"} <= set(SOLVERS)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
