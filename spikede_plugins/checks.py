@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikede_plugins.errors import OptionTypeError
+from spikede_plugins.errors import OptionError, OptionTypeError
 
 
 def is_finite(value: float) -> bool:
@@ -37,6 +37,16 @@ def items_of(value: Any) -> list[Any] | None:
 def counted(number: int, what: str) -> str:
     """``"1 order"``, ``"2 orders"``"""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def check_held(value: float, what: str, dtype: torch.dtype) -> None:
+    """Whether the dtype of a layer can hold one of its numbers.
+
+    Raises:
+        OptionError: if it cannot.
+    """
+    if abs(value) > torch.finfo(dtype).max:
+        raise OptionError(f"{what} = {value:g} is more than {dtype} can hold, the layer's dtype.")
 
 
 def flag(value: Any, what: str) -> bool:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikede_plugins.checks import is_finite, is_readable, items_of
+from spikede_plugins.checks import check_held, is_finite, is_readable, items_of
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, nearest
 from spikede_plugins.event_intervals import Events, NeuronState, Rules, run_interval
 from spikede_plugins.event_search import Search, search_crossing, solve_flow
@@ -179,8 +179,8 @@ class SpikingDynamics(nn.Module):
         """
         for name in self.values:
             value = getattr(self, name)
-            if not isinstance(value, Tensor) and abs(value) > torch.finfo(dtype).max:
-                raise OptionError(f"{name} = {value:g} is more than {dtype} can hold, the layer's dtype.")
+            if not isinstance(value, Tensor):
+                check_held(value, name, dtype)
 
     def check_rules(self, rules: Rules) -> None:
         """Whether the dynamics can be run by these rules of a layer.

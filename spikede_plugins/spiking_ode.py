@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikede_plugins.checks import flag
+from spikede_plugins.checks import check_held, flag
 from spikede_plugins.engine import events as fused
 from spikede_plugins.errors import OptionError, OptionTypeError, UnknownNameError, nearest
 from spikede_plugins.event_intervals import Events, NeuronState, Rules, check_spikes
@@ -121,9 +121,7 @@ class SpikingODELayer(nn.Module):
         bound = 1.0 / math.sqrt(n_inputs)
         nn.init.uniform_(self.weight, -bound, bound)
         dynamics.check_range(self.weight.dtype)
-        if self.slope_floor > torch.finfo(self.weight.dtype).max:
-            held = f"{self.weight.dtype} can hold, the layer's dtype"
-            raise OptionError(f"slope_floor = {self.slope_floor:g} is more than {held}.")
+        check_held(self.slope_floor, "slope_floor", self.weight.dtype)
         dynamics.to(device=self.weight.device, dtype=self.weight.dtype)
         watch_loading(self)
         self.reset()
