@@ -48,8 +48,8 @@ class History(NamedTuple):
             deviation is not among them: it is ``v - start`` of the potential the framework carries, so a
             potential changed from outside (a reset, a user's hand) is remembered as it is.
         start: the potential the run started from, ``[*shape]``. Solvers with a corrector keep the rate at the
-            start behind it, and ``memory_reset="spike"`` the number of steps since each neuron's own start,
-            stacked as ``[2 or 3, *shape]``.
+            start behind it, and ``memory_reset="spike"`` the number of steps since each neuron's own start
+            (-1 right after its spike), stacked as ``[2 or 3, *shape]``.
         traces: what a compressed memory has folded of the rows before, ``[P, *shape]``; None until it does.
     """
 
@@ -285,11 +285,9 @@ class Step:
         if self.forgets:  # every neuron counts from a start of its own
             steps = start[2].detach()
             known = steps.long().clamp(max=len(series) - 1)  # beyond a window there are no weights
-            if series.shape[-1] == 1:
-                weight = series[:, 0][known]
-            else:
-                weight = series[known, self._spread(torch.arange(series.shape[-1], device=series.device))]
-            return weight * (steps <= window)
+            count = series.shape[-1]
+            channel = self._spread(torch.arange(count, device=series.device))
+            return series.reshape(-1)[known * count + channel] * (steps <= window)
         # A window that has slid past the start has forgotten its rate as well.
         return self._spread(series[self.past]) if self.past <= window else 0.0
 

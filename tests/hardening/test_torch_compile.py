@@ -20,7 +20,7 @@ import torch
 from small_nets import Framework, each_framework
 from torch import Tensor, nn
 
-from spikede_plugins import PerChannel, convert_to_fractional, step_module
+from spikede_plugins import PerChannel, convert_to_fractional, sequence_module, step_module
 
 sys.path.append(str(Path(__file__).parents[1] / "sj"))  # sj_cases, where the others find it
 
@@ -164,12 +164,15 @@ def test_every_neuron_compiles_as_one_graph(name: str) -> None:
 
 
 @needs_spikingjelly
-def test_a_corrector_that_forgets_at_spikes_is_one_graph() -> None:
-    net = sequence_net(method="abm", memory="full", memory_reset="spike")
+@pytest.mark.parametrize("alpha", [0.6, CHANNELS], ids=["one order", "channels"])
+def test_a_corrector_that_forgets_at_spikes_is_one_graph(alpha: object) -> None:
+    net = sequence_net(method="abm", memory="full", memory_reset="spike", alpha=alpha)
     twin = copy.deepcopy(net)
     x = 3 * drive(8, 2)
+    program = torch.export.export(sequence_module(net, x), (x,)).module()
     expected, found = net(x), torch.compile(twin, fullgraph=True, backend="eager")(x)
     assert torch.equal(found, expected) and expected.any()
+    assert torch.equal(program(x), expected)
 
 
 @needs_spikingjelly
