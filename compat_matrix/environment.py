@@ -73,7 +73,7 @@ def remove_left_over(parent: Path | None = None) -> list[Path]:
         owner = folder.name.removeprefix(_PREFIX).split("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
+            removed += [] if folder.exists() else [folder]
     return removed
 
 
