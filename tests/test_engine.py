@@ -26,7 +26,7 @@ from spikede_plugins.engine import (
     forget_fired,
     scan,
 )
-from spikede_plugins.errors import OptionError
+from spikede_plugins.errors import OptionError, SpikedeWarning
 from spikede_plugins.memory import WindowMemory, as_memory
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.registry import get_solver
@@ -374,6 +374,33 @@ def test_implicit_step_solves_its_equation():
     kernel = operator.kernel(0, start)
     right = start + kernel.corrector_gain * (rate(v) + kernel.start_weights[0] * rate(start))
     torch.testing.assert_close(v, right)
+
+
+def test_implicit_step_without_a_solution_takes_the_rate_before_it():
+    """A quadratic rate that no potential catches up with; the neuron beside it has its solution."""
+    operator = FractionalOperator(FractionalOrder(0.7, learn_alpha=True).double(), Trapezoidal())
+    start = torch.tensor([0.2, 0.2], dtype=torch.float64)
+    x = torch.tensor([-0.1, 3.0], dtype=torch.float64, requires_grad=True)
+
+    def step(x):
+        return charge_step(operator, lambda u: u + x + u * u, start, FRESH, HistoryLog())[0]
+
+    with pytest.warns(SpikedeWarning, match="an implicit step has no solution for some neurons"):
+        v = step(x)
+    kernel = operator.kernel(0, start)
+    rate = x + torch.stack([v[0], start[1]]).square()  # at the potential itself, at the one before
+    right = start + kernel.corrector_gain * (rate + kernel.start_weights[0] * (x + start.square()))
+    torch.testing.assert_close(v, right)
+
+    to_x, to_alpha = torch.autograd.grad(v.sum(), [x, operator.order.alpha])
+    with torch.no_grad(), pytest.warns(SpikedeWarning):
+        for found, leaf, at in ((to_x[0], x, 0), (to_x[1], x, 1), (to_alpha, operator.order.alpha, ...)):
+            leaf[at] += 1e-6
+            up = step(x).sum()
+            leaf[at] -= 2e-6
+            down = step(x).sum()
+            leaf[at] += 1e-6
+            assert found.item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("engine", [stepwise, scanned])

@@ -7,6 +7,7 @@ At alpha = 1 gain is 1 and every weight in the sum vanishes: the native value, t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -29,7 +30,7 @@ from spikede_plugins.engine.history import (
     remembered,
 )
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
-from spikede_plugins.errors import OptionError
+from spikede_plugins.errors import OptionError, SpikedeWarning
 from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.memory import WindowMemory
 from spikede_plugins.solvers.base import CorrectorSolver
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from spikede_plugins.engine.rolling import RollingOperator, RollingStep
 
 _NEWTON_STEPS = 30
+_UNSOLVED = (
+    "an implicit step has no solution for some neurons, whose potential leaves through infinity within "
+    "the step (their charge is not affine, as of QIF, EIF, Izhikevich): they take the rate at their "
+    "previous potential there. A smaller step_size has solutions; method='abm' or 'pred' needs none."
+)
 
 
 class History(NamedTuple):
@@ -271,7 +277,7 @@ class Step:
             return explicit, history
         known = start[0] if base is None else start[0] + (base - self.v)
         sought = _correct(
-            operator, kernel, charge, explicit, known, self._start_weight(start) * start[1], self.sums,
+            operator, kernel, charge, v, explicit, known, self._start_weight(start) * start[1], self.sums,
             self._spread, affine,
         )  # fmt: skip
         return sought, history
@@ -335,8 +341,8 @@ def charge_step(
 
 
 def _correct(
-    operator: FractionalOperator, kernel: Kernel, charge: Callable[[Tensor], Tensor], predicted: Tensor,
-    known: Tensor, start_part: Tensor, sums: tuple[Tensor, ...] | None,
+    operator: FractionalOperator, kernel: Kernel, charge: Callable[[Tensor], Tensor], v: Tensor,
+    predicted: Tensor, known: Tensor, start_part: Tensor, sums: tuple[Tensor, ...] | None,
     spread: Callable[[Tensor], Tensor], affine: bool,
 ) -> Tensor:
     if kernel.corrector_gain is None:
@@ -348,36 +354,50 @@ def _correct(
     solver = operator.solver
     if isinstance(solver, CorrectorSolver) and solver.predictor is not None:
         return known + gain * (charge(predicted) - predicted)
-    return _implicit(charge, known, gain, predicted, affine)
+    return _implicit(charge, known, gain, v, affine)
 
 
 def _implicit(
-    charge: Callable[[Tensor], Tensor], known: Tensor, gain: Tensor, guess: Tensor, affine: bool
+    charge: Callable[[Tensor], Tensor], known: Tensor, gain: Tensor, before: Tensor, affine: bool
 ) -> Tensor:
     """Solve ``v = known + gain (charge(v) - v)``, neuron by neuron.
 
     Newton's method: one step solves an affine charge, any other takes a bounded number. A last step from the
-    solution changes nothing and carries the gradient (implicit function theorem).
+    solution changes nothing and carries the gradient (implicit function theorem). Where the potential of a
+    neuron that is not affine leaves through infinity within the step there is no solution: those neurons take
+    the rate at the potential before, ``v = known + gain (charge(before) - before)``: a step with slope 1.
     """
 
-    def newton(v: Tensor) -> Tensor:
+    def newton(v: Tensor, solved: Tensor | None = None) -> Tensor:
         with torch.enable_grad():
             at = v.detach().requires_grad_()
             total = charge(at).sum()  # needs no gradient where the charge does not read v
             slope = torch.autograd.grad(total, at, allow_unused=True)[0] if total.requires_grad else None
         slope = torch.zeros_like(v) if slope is None else slope
+        slope = slope if solved is None else torch.where(solved, slope, 1.0)
         return v + (known + gain * (charge(v) - v) - v) / (1.0 + gain * (1.0 - slope))
 
-    v = guess.detach()
+    v = before.detach()
     with torch.no_grad():
-        tiny = torch.finfo(v.dtype).eps * 4.0
-        for _ in range(1 if affine else _NEWTON_STEPS):
-            moved = newton(v)
-            done = affine or bool(((moved - v).abs() <= tiny * (1.0 + moved.abs())).all())
-            v = moved
-            if done:
-                break
-    return newton(v)
+        v, solved = (newton(v), None) if affine else _search(newton, v)
+    if solved is None:
+        return newton(v)
+    found = newton(torch.where(solved, v, before), solved)
+    if bool((~solved & found.isfinite()).any()):  # neither inf nor nan by its input
+        warnings.warn(_UNSOLVED, SpikedeWarning, stacklevel=2)
+    return found
+
+
+def _search(newton: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Newton's method from ``v``, and where it came to a solution; None if everywhere."""
+    eps = torch.finfo(v.dtype).eps
+    moved = torch.zeros_like(v)
+    for _ in range(_NEWTON_STEPS):
+        last, v = v, newton(v)
+        moved = (v - last).abs() / (1.0 + v.abs())
+        if bool((moved <= 4.0 * eps).all()):
+            return v, None
+    return v, moved <= eps**0.5  # not so where it wanders about, or has met inf or nan
 
 
 def forget_fired(history: History, v: Tensor, spike: Tensor) -> History:

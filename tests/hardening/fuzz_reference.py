@@ -59,6 +59,29 @@ def _trapezoid(a: Tensor, n: int) -> tuple[list[Tensor], list[Tensor]]:
     return inverse[1:], starts
 
 
+def _solve(charge: Callable[[Tensor], Tensor], known: Tensor, gain: Tensor, base: Tensor) -> Tensor:
+    """``v = known + gain (charge(v) - v)``: the solution that Newton's method comes to from ``base``.
+
+    Without a solution: the rate at ``base``. A solution solves the equation of the tangent at itself as well,
+    ``charge(u) = a u + b``, which says what depends on what.
+    """
+    at = base.detach().clone()
+    for _ in range(100):
+        at.requires_grad_()
+        with torch.enable_grad():
+            there = charge(at) + 0.0 * at  # a charge need not read v
+            a = torch.autograd.grad(there.sum(), at)[0]
+        b = (there - a * at).detach()
+        off = (known + gain * (there - at) - at).detach().abs()
+        solved = off <= 1e-11 * (1.0 + at.detach().abs())
+        if bool(solved.all()):
+            break
+        at = ((known + gain * b) / (1.0 + gain * (1.0 - a))).detach()
+    a, at = torch.where(solved, a, 0.0), torch.where(solved, at, 0.0).detach()
+    tangent = (known + gain * (charge(at) - a * at)) / (1.0 + gain * (1.0 - a))
+    return torch.where(solved, tangent, known + gain * (charge(base) - base))
+
+
 @dataclass(frozen=True)
 class Rule:
     """A solver with its orders and its memory.
@@ -146,10 +169,7 @@ class Trajectory:
                 known = known + torch.where(self.age == age, gain * s * self.start_rate, 0.0)
         if self.rule.method == "abm":
             return known + gain * (charge(explicit) - explicit)
-        # Affine charges only: v = known + g (a v + b - v)
-        b = charge(torch.zeros_like(explicit))
-        a = charge(torch.ones_like(explicit)) - b
-        return (known + gain * b) / (1.0 + gain * (1.0 - a))
+        return _solve(charge, known, gain, base)
 
     def carry(self, v: Tensor, fired: Tensor | None = None) -> None:
         """The potential after firing, which the framework carries into the next step."""

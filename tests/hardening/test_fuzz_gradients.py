@@ -77,8 +77,6 @@ def _spikingjelly(data: Any) -> None:
     if isinstance(operator.alpha, MultiTerm) and data.draw(st.booleans()):
         terms = MultiTerm(operator.alpha.orders, operator.alpha.coefficients, learn_coefficients=True)
         operator.options["alpha"] = terms
-    if name not in sj.AFFINE and operator.method == "trap":
-        return
     cut, layout = data.draw(pieces(steps)), data.draw(st.sampled_from(["plain", "transposed", "strided"]))
     single, store = data.draw(st.booleans()), data.draw(st.booleans())
     x = drive(steps, shape, data.draw(st.integers(0, 10**6)), 1.2 if name in sj.AFFINE else 0.5, 0.4)

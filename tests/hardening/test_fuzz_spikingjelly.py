@@ -220,11 +220,9 @@ def _values(data: Any) -> None:
         steps = min(steps, 40)
     dim = min(1, max(len(shape) - 1, 0))
     operator = data.draw(operators(shape[dim] if shape else 3, dim))
-    if name not in AFFINE and operator.method == "trap":
-        return
     dtype, cut = data.draw(DTYPES), data.draw(pieces(steps))
     store, keep_grad = data.draw(st.booleans()), data.draw(st.booleans())
-    size = data.draw(st.sampled_from([0.0, 0.5, 1.5]) if name in AFFINE else st.sampled_from([0.3, 0.8]))
+    size = data.draw(st.sampled_from([0.0, 0.5, 1.5]) if name in AFFINE else st.sampled_from([0.3, 0.8, 3.0]))
     x = drive(steps, shape, data.draw(st.integers(0, 10**6)), size, data.draw(st.sampled_from([0.0, 0.4])))
     x = lay_out(x.to(dtype), data.draw(st.sampled_from(LAYOUTS)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 
@@ -14,6 +15,8 @@ from spikede_spikingjelly.dynamics import DYNAMICS
 from spikede_spikingjelly.release import EXPLICIT_STATES
 from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
+
+from spikede_plugins.errors import SpikedeWarning
 
 SOLVERS = ["gl", "l1", "pred", "abm", "trap"]
 EXPLICIT = ["gl", "l1", "pred"]
@@ -113,6 +116,7 @@ def test_every_neuron_against_the_definition(name):
     assert not torch.equal(y, native(x_seq)) or not torch.equal(node.v, native.v)
 
 
+@pytest.mark.filterwarnings("ignore:an implicit step has no solution")  # QIF and Izhikevich, by this input
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize("method", SOLVERS)
 def test_steps_equal_sequence_and_chunks(name, method):
@@ -134,6 +138,22 @@ def test_steps_equal_sequence_and_chunks(name, method):
     else:
         assert torch.equal(steps, whole)
         assert torch.equal(node.v, v)
+
+
+@pytest.mark.parametrize("name", ["QIFNode", "EIFNode", "IzhikevichNode"])
+def test_an_implicit_step_without_a_solution_fires_and_says_so(name):
+    """A strong input takes the potential through infinity within a step: a spike."""
+    x = torch.linspace(0.0, 30.0, 31).expand(40, 31)
+    node = fractional(build(name), method="trap")
+    with pytest.warns(SpikedeWarning, match=r"no solution .* smaller step_size .* method='abm'"):
+        spikes = node(x).sum(0)
+    assert node.v.isfinite().all()
+    assert bool((spikes.diff() >= 0).all())  # a stronger input never fires less
+    assert spikes[-1] == 40
+    with warnings.catch_warnings():  # nothing to say about a moderate one, nor about nan
+        warnings.simplefilter("error")
+        fractional(build(name), method="trap")(torch.full((40, 2), 0.5))
+        fractional(build(name), method="trap")(torch.tensor([[0.5, float("nan")]]).expand(40, 2))
 
 
 @pytest.mark.parametrize("name", [name for name in AVAILABLE if name != "LIAFNode"])
