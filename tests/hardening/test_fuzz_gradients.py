@@ -117,6 +117,7 @@ def _spikingjelly(data: Any) -> None:
     COUNT.add("cases" if fine else "ties left out")
 
 
+@pytest.mark.filterwarnings("ignore:an implicit step has no solution")
 def test_spikingjelly():
     """SpikingJelly's neurons: input, w and k, orders and coefficients, through outputs and potentials."""
     pytest.importorskip("spikingjelly")
