@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 _NEWTON_STEPS = 30
 _UNSOLVED = (
-    "an implicit step has no solution for some neurons, whose potential leaves through infinity within "
-    "the step (their charge is not affine, as of QIF, EIF, Izhikevich): they take the rate at their "
-    "previous potential there. A smaller step_size has solutions; method='abm' or 'pred' needs none."
+    "an implicit step has no solution for some neurons: their potential leaves through infinity within it "
+    "(QIF, EIF, Izhikevich), or their rate jumps where they fire (SNNWrapper's neurons). They take the rate "
+    "at the potential before. A smaller step_size makes that rarer; method='abm' or 'pred' needs none."
 )
 
 
@@ -363,9 +363,10 @@ def _implicit(
     """Solve ``v = known + gain (charge(v) - v)``, neuron by neuron.
 
     Newton's method: one step solves an affine charge, any other takes a bounded number. A last step from the
-    solution changes nothing and carries the gradient (implicit function theorem). Where the potential of a
-    neuron that is not affine leaves through infinity within the step there is no solution: those neurons take
-    the rate at the potential before, ``v = known + gain (charge(before) - before)``: a step with slope 1.
+    solution changes nothing and carries the gradient (implicit function theorem). Where the potential
+    leaves through infinity within the step, or the charge jumps over the solution, there is none: those
+    neurons take the rate at the potential before, ``v = known + gain (charge(before) - before)``, which is a
+    step with slope 1.
     """
 
     def newton(v: Tensor, solved: Tensor | None = None) -> Tensor:

@@ -232,8 +232,6 @@ def _wrap(data: Any) -> None:
                     path.carry(path.charged(lambda v, n=neuron, c=current: v + layer(n, v, c)[0]))
     fine = torch.cumprod((torch.stack(margins) > 1e-9).long(), 0).bool()
     rows = list(range(steps)) if chosen is None else chosen
-    if method == "trap":
-        return  # its step jumps where the neuron fires: several solutions
     wrong = (found - torch.stack(expected)[rows]).abs().amax(-1) if batch else torch.zeros(len(rows), 0)
     assert not bool((fine[rows] & (wrong > 1e-9)).any()), "the wrapper's output differs"
     assert found.shape == (len(rows), batch, 4)
