@@ -164,7 +164,10 @@ def fire_of(name: str, node: Any, h: Tensor, others: dict[str, Tensor], plain: b
         return s, h - s * (threshold + torch.sigmoid(others["m"])), s, margin
     if name == "IzhikevichNode":
         others["w"] = others["w"] + (node.a * (h - node.v_rest) - others["w"]) / node.tau_w + node.b * s
-        return s, after(h, s), s, margin
+        v = after(h, s)
+        if not EXPLICIT_STATES and reset is not None and node.detach_reset:
+            v = v + (s - s.detach()) * reset  # 0.0.0.0.14 detaches one of the two spikes of a hard reset
+        return s, v, s, margin
     if name == "KLIFNode" and node.scale_reset:
         return s, after(h / node.k, s, threshold / node.k), s, margin
     if name == "LIAFNode" and not plain:
