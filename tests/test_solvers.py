@@ -9,6 +9,7 @@ import torch
 
 from spikede_plugins import ExplicitSolver, OptionError, OrderError, available_solvers, get_solver
 from spikede_plugins.engine.reference import integrate
+from spikede_plugins.errors import StateError
 from spikede_plugins.solvers.base import CorrectorSolver
 from spikede_plugins.solvers.gl import GrunwaldLetnikov
 from spikede_plugins.solvers.trap import Trapezoidal
@@ -200,6 +201,8 @@ def test_the_integrator_refuses_what_it_cannot_use():
         integrate(lambda t, y: y, one, 1.0, 8, 1.5, get_solver("gl"))
     with pytest.raises(OptionError, match="must be positive"):
         integrate(lambda t, y: y, one, 1.0, 0, 0.5, get_solver("gl"))
+    with pytest.raises(StateError, match=r"a step is unsolved after 200 .* take more steps"):
+        integrate(lambda t, y: -50.0 * y, one, 1.0, 8, 0.5, get_solver("trap"))
 
 
 def test_a_solver_needs_no_more_than_gain_and_weights():

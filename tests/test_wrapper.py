@@ -337,6 +337,19 @@ def test_several_orders_take_the_solver_that_can():
 # -- neurons ----------------------------------------------------------------------------------------
 
 
+def test_an_implicit_step_over_the_jump_of_a_rate_says_so():
+    """v_k = v_{k-1} + (f_{k-1} + f_k) / 2, f = (1.3 - v - s) / 2, s = [v >= 0.7]: by hand, at alpha = 1.
+
+    v_1 = 0.52. The next step has no solution: 0.832 without the spike, 0.632 with it. It takes f_1 twice, and
+    v_2 = 0.91 fires; v_3 = 0.944 solves its equation with the spike, and fires again.
+    """
+    net = SNNWrapper(nn.Sequential(LIFNeuron(tau=2.0)).double(), "fdeint", alpha=1.0, method="trap")
+    x = torch.full((4, 1, 1), 1.3, dtype=torch.float64)
+    with pytest.warns(SpikedeWarning, match="or their rate jumps where they fire"):
+        spikes = net(x, torch.arange(4.0, dtype=torch.float64))
+    assert spikes.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]  # each at the potential before its step
+
+
 @pytest.mark.filterwarnings("ignore:an implicit step has no solution")
 @pytest.mark.parametrize("method", ["gl", "abm", "trap"])
 def test_a_neuron_of_your_own(method):

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spikede_plugins.errors import OptionError, OptionTypeError
+from spikede_plugins.errors import OptionError, OptionTypeError, StateError
 from spikede_plugins.orders import check_alpha
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 
@@ -49,6 +49,7 @@ def integrate(
         OrderError: if ``alpha`` lies outside (0, 1].
         OptionError: if ``t_end`` or ``steps`` is not positive.
         OptionTypeError: if the solver is neither explicit nor a corrector.
+        StateError: if the iteration of an implicit step does not converge.
     """
     check_alpha(alpha)
     if not t_end > 0 or steps < 1:
@@ -100,5 +101,8 @@ def _fixed_point(step: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
         close = (moved - y).abs() <= 4 * torch.finfo(y.dtype).eps * (1 + moved.abs())
         y = moved
         if bool(close.all()):
-            break
-    return y
+            return y
+    raise StateError(
+        f"a step is unsolved after {_FIXED_POINT_STEPS} fixed-point iterations, which converge for small "
+        "steps only; take more steps, or a solver with a predictor (abm)."
+    )

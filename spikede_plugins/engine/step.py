@@ -30,8 +30,9 @@ from spikede_plugins.engine.history import (
     remembered,
 )
 from spikede_plugins.engine.operator import FractionalOperator, Kernel
-from spikede_plugins.errors import OptionError, SpikedeWarning
+from spikede_plugins.errors import ExportError, OptionError, SpikedeWarning
 from spikede_plugins.exponentials import BLOCK
+from spikede_plugins.exporting import is_exporting
 from spikede_plugins.memory import WindowMemory
 from spikede_plugins.solvers.base import CorrectorSolver
 
@@ -390,7 +391,16 @@ def _implicit(
 
 
 def _search(newton: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Newton's method from ``v``, and where it came to a solution; None if everywhere."""
+    """Newton's method from ``v``, and where it came to a solution; None if everywhere.
+
+    Raises:
+        ExportError: in a captured program, which cannot iterate until its numbers tell it to stop.
+    """
+    if is_exporting():
+        raise ExportError(
+            "an implicit solver iterates for neurons that are not affine (QIF, EIF, Izhikevich), which no "
+            'captured program can hold; convert with method="gl" or "abm".'
+        )
     eps = torch.finfo(v.dtype).eps
     moved = torch.zeros_like(v)
     for _ in range(_NEWTON_STEPS):

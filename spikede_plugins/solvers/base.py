@@ -60,7 +60,7 @@ class CorrectorSolver(Solver):
 
     where ``rate_0`` is the rate at the start, ``s_k`` its starting weight, and ``v*`` either a
     prediction (``predictor`` gives it, from the same history) or ``v_k`` itself (``predictor`` is None:
-    implicit, solved in closed form for affine neurons and by fixed-point iteration otherwise).
+    implicit, solved in closed form for affine neurons and by iteration otherwise).
     """
 
     predictor: ExplicitSolver | None = None

@@ -167,6 +167,21 @@ def test_scripting_and_symbolic_tracing_are_refused(framework: Framework) -> Non
         torch.fx.symbolic_trace(net)
 
 
+def test_a_program_holds_no_iteration() -> None:
+    """An implicit step of an affine neuron is a formula; that of another is searched for."""
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    x = drive(5)
+
+    def net(node: nn.Module) -> nn.Module:
+        return convert_to_fractional(node, alpha=0.6, method="trap", memory="full")
+
+    affine, other = net(neuron.LIFNode(step_mode="m")), net(neuron.QIFNode(step_mode="m"))
+    program = torch.export.export(sequence_module(affine, x), (x,), strict=False).module()
+    assert torch.equal(program(x), affine(x))
+    with pytest.raises(ExportError, match=r'no captured program can hold; convert with method="gl" or "abm"'):
+        torch.export.export(sequence_module(other, 0.1 * x), (0.1 * x,), strict=False)
+
+
 def test_a_sequence_that_would_continue_a_constant_state_is_refused() -> None:
     framework = Framework("spikingjelly", "LIFNode")
     pytest.importorskip("spikingjelly")
