@@ -51,6 +51,7 @@ from spikede_plugins.report import ConversionReport, ReportRow
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.spiking_ode import SpikeTimes, SpikingODELayer
+from spikede_plugins.state import get_state, reset_rows, select_rows, set_state
 from spikede_plugins.surrogate import Surrogate
 from spikede_plugins.wrapper import SNNWrapper
 
@@ -111,12 +112,16 @@ __all__ = [
     "fdeint",
     "fdeint_adjoint",
     "get_solver",
+    "get_state",
     "interpolate",
     "mittag_leffler",
     "plan_conversion",
     "refresh_plugins",
     "register_solver",
+    "reset_rows",
     "restore_native",
+    "select_rows",
     "sequence_module",
+    "set_state",
     "step_module",
 ]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
-from spikede_plugins.errors import ExportError, OptionError
+from spikede_plugins.engine.rows import Snapshot
+from spikede_plugins.errors import ExportError, OptionError, StateError
 from spikede_plugins.surrogate import Surrogate
 
 
@@ -120,6 +121,34 @@ class Adapter(ABC):
     def set_state(self, module: nn.Module, state: dict[str, Tensor]) -> None:
         """Let the next step continue from this state."""
         return
+
+    # -- the state as users save, pick and put it back (spikede_plugins.state) --
+
+    #: The name of the membrane potential among the variables of a snapshot.
+    membrane: str = "v"
+
+    def carries_state(self, module: nn.Module) -> bool:
+        """Whether :meth:`snapshot` knows what this layer carries from one call to the next."""
+        return self.is_fractional(module) or self.is_neuron(module)
+
+    def snapshot(self, module: nn.Module) -> Snapshot:
+        """What a layer carries now: tensors as they are, not copied, with their graph.
+
+        Raises:
+            StateError: if the adapter does not offer it.
+        """
+        raise StateError(
+            f"the adapter {self.name!r} does not hand out the state of {type(module).__name__}; "
+            "it would define snapshot, restore and start_values."
+        )
+
+    def restore(self, module: nn.Module, snapshot: Snapshot) -> None:
+        """Let the layer go on from this snapshot, whose tensors now belong to it."""
+        raise StateError(f"the adapter {self.name!r} does not set the state of {type(module).__name__}.")
+
+    def start_values(self, module: nn.Module) -> dict[str, float | Tensor]:
+        """What each variable of :meth:`snapshot` is after a reset; 0 for those that are not named."""
+        return {}
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         """Why :meth:`run_sequence` cannot run this native neuron; empty if it can."""

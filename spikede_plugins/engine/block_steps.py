@@ -150,6 +150,34 @@ def begin_block(
     return Begun(kept, traces if folded is None else folded, minus)
 
 
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, channel_dim: int | None, minus: Tensor, inside: Tensor) -> Tensor:
+        ctx.weights, ctx.channel_dim, ctx.known = kernel.weights.detach(), channel_dim, inside.shape[0]
+        return minus.detach()
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> Any:  # type: ignore[override]
+        weights, known = ctx.weights, ctx.known
+        step = torch.arange(known + 1, BLOCK, device=delta.device).unsqueeze(0)
+        row = torch.arange(known, device=delta.device).unsqueeze(1)
+        spread = combine(weights[step - row - 1], delta[known + 1 :], ctx.channel_dim)
+        return None, None, delta, -spread
+
+
+def known_in_block(kernel: Kernel, minus: Tensor, inside: Tensor, channel_dim: int | None) -> Tensor:
+    """``minus`` of a block of which some rows are there before its first step is taken.
+
+    Steps hand the adjoint of a row to the step that made it. The rows ``inside [r, *shape]`` were made
+    elsewhere (by a sequence, or they are a state that was loaded); the step at place ``r + 1`` is the first
+    that is taken. This function leaves ``minus`` as it is and gives those rows their adjoints,
+    ``-sum_{i > r} W_{i-j} delta_i`` for row j, backward.
+    """
+    if not inside.shape[0] or not (torch.is_grad_enabled() and inside.requires_grad):
+        return minus
+    return _Known.apply(kernel, channel_dim, minus, inside)  # type: ignore[no-any-return]
+
+
 class Taken(NamedTuple):
     """A step that was taken.
 

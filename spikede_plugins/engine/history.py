@@ -167,6 +167,18 @@ class HistoryLog:
         self._steps = known + steps
         return self._steps
 
+    @property
+    def steps(self) -> int:
+        """How many steps there were since the start, as :meth:`advance` counted them."""
+        return self._steps
+
+    @classmethod
+    def counting(cls, steps: int) -> HistoryLog:
+        """A log without buffers that goes on counting from ``steps``."""
+        log = cls()
+        log._steps = steps
+        return log
+
     def hand_on(self, rows: Tensor) -> None:
         """These rows are the newest state; the steps that were counted are its."""
         self._handed = _address(rows)
@@ -194,9 +206,7 @@ class HistoryLog:
 
     def copy(self) -> HistoryLog:
         """The log for a copy of the newest state: no buffers, but the number of its steps."""
-        new = HistoryLog()
-        new._steps = self._steps
-        return new
+        return self.counting(self._steps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HistoryLog:
         return self.copy()

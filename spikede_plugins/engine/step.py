@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spikede_plugins.checks import counted
 from spikede_plugins.engine import cpu
-from spikede_plugins.engine.block_steps import Taken, begin_block, take_step
+from spikede_plugins.engine.block_steps import Taken, begin_block, known_in_block, take_step
 from spikede_plugins.engine.blocks import Block, blocks, fold
 from spikede_plugins.engine.fire_steps import DelayedReset, Fired, fire_step
 from spikede_plugins.engine.history import (
@@ -127,8 +127,11 @@ class Step:
         self.block: OpenBlock | None = None
         self.channel_dim = check_channels(operator, v.shape)
         self.corrector = isinstance(operator.solver, CorrectorSolver)
-        self.forgets = operator.memory_reset == "spike"
         rows, self.start, self.traces = history
+        # Neurons with a start of their own: rows that began anew (engine.rows) are stacked behind the rate.
+        stacked = self.start is not None and self.start.dim() > v.dim()
+        counted = self.start is not None and stacked and self.start.shape[0] == 2 + self.corrector
+        self.forgets = operator.memory_reset == "spike" or counted
         self.past = 0 if rows is None else rows.shape[0] + 1
         self.kernel = operator.kernel(self.past, v, self.traces is not None, self.past)
         self.sums: tuple[Tensor, ...] | None = None
@@ -189,7 +192,9 @@ class Step:
         if found is None:  # a state that comes from elsewhere: form the sums of its block anew
             split = block.before
             begun = begin_block(kernel, rows[:split], self.traces, block, reach, self.channel_dim)
-            found = OpenBlock(rows[:split], rows[split:], begun.minus, kernel.source, block.place)
+            inside = rows[split:]
+            minus = known_in_block(kernel, begun.minus, inside, self.channel_dim)
+            found = OpenBlock(rows[:split], inside, minus, kernel.source, block.place)
         return found
 
     def _take(self, charged: Tensor, origin: Tensor | None, start: Tensor, block: OpenBlock) -> Tensor:
