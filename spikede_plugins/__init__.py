@@ -48,6 +48,7 @@ from spikede_plugins.registry import (
     register_solver,
 )
 from spikede_plugins.report import ConversionReport, ReportRow
+from spikede_plugins.settings import ignore_settings
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.spiking_ode import SpikeTimes, SpikingODELayer
@@ -113,6 +114,7 @@ __all__ = [
     "fdeint_adjoint",
     "get_solver",
     "get_state",
+    "ignore_settings",
     "interpolate",
     "mittag_leffler",
     "plan_conversion",

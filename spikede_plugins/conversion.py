@@ -143,7 +143,8 @@ def convert_to_fractional(
             SpikedeWarning,
             stacklevel=2,
         )
-    work = _Workpiece.of(model, plan.neurons, inplace)
+    given = [parameter for operator in plan.operators if operator for parameter in operator.order.given]
+    work = _Workpiece.of(model, plan.neurons, inplace, given)
     steps = []
     for neuron, operator, chosen in zip(work.neurons, plan.operators, plan.surrogates, strict=True):
         if operator is None:
@@ -375,12 +376,20 @@ def _unsupported_text(rows: Sequence[ReportRow], strict: bool) -> str:
 
 
 def _place(operator: FractionalOperator, neuron: nn.Module, model: nn.Module) -> None:
-    """Learnable orders live where the neuron does; float32 unless the model is float64, never half."""
+    """Learnable orders live where the neuron does; float32 unless the model is float64, never half.
+
+    A parameter that the caller gave stays as and where it is.
+    """
     for owner in (neuron, model):
         tensors = [t for t in (*owner.parameters(), *owner.buffers()) if t.is_floating_point()]
         if tensors:
             double = tensors[0].dtype == torch.float64
-            operator.to(device=tensors[0].device, dtype=torch.float64 if double else torch.float32)
+            dtype = torch.float64 if double else torch.float32
+            if not operator.order.given:
+                operator.to(device=tensors[0].device, dtype=dtype)
+            for name, own in list(operator.order.named_parameters()) if operator.order.given else []:
+                if not any(own is parameter for parameter in operator.order.given):
+                    setattr(operator.order, name, nn.Parameter(own.detach().to(tensors[0].device, dtype)))
             return
 
 
@@ -410,10 +419,12 @@ class _Workpiece:
     marks: list[tuple[nn.Module, dict[str, str] | None]]
 
     @classmethod
-    def of(cls, model: nn.Module, neurons: list[Neuron], inplace: bool) -> _Workpiece:
+    def of(
+        cls, model: nn.Module, neurons: list[Neuron], inplace: bool, shared: Sequence[nn.Parameter] = ()
+    ) -> _Workpiece:
         if inplace:
             return cls(model, neurons, True, [])
-        copied = copy_model(model)
+        copied = copy_model(model, shared)
         adapters = {id(n.adapter): n.adapter for n in neurons}
         found = find_neurons(copied, adapters.values())
         if [n.paths for n in found] != [n.paths for n in neurons]:
@@ -453,7 +464,7 @@ class _Workpiece:
             root = made[0] if self._root_is_neuron(old) and not self.inplace else self.model
             finishing = True
             self._finish(root, old, made)
-            watch_loading(root)
+            watch_loading(root, any(mark is not None for _, mark in self.marks))
             return root
         except BaseException:
             for (module, _), mark in zip(self.marks, marks_before, strict=True):

@@ -137,15 +137,16 @@ def _recognise(module: nn.Module, adapters: list[Adapter]) -> Neuron | None:
 # -- copying --------------------------------------------------------------------------------------
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Module:
     """A deep copy, also of a model whose neurons hold a graph; the original is not touched.
 
-    ``copy.deepcopy`` refuses tensors that have a history; those are detached in the copy.
+    ``copy.deepcopy`` refuses tensors that have a history; those are detached in the copy. Parameters in
+    ``shared`` are the same objects in the copy.
 
     Raises:
         ConversionError: if something in the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
     for tensor in _graph_tensors(vars(module) for module in model.modules()):
         memo[id(tensor)] = tensor.detach().clone()
     try:
