@@ -189,7 +189,10 @@ class FractionalOrder(nn.Module):
             self._fixed_alpha = (self._first,) * channels
         else:
             with torch.inference_mode(False), torch.no_grad():  # it is to be trained, whenever it is made
-                self.alpha.materialize((channels,))  # type: ignore[attr-defined]
+                if is_lazy(self.alpha):
+                    self.alpha.materialize((channels,))  # type: ignore[attr-defined]
+                else:  # moved to a device of another kind, on which it is another parameter in any case
+                    self.alpha = nn.Parameter(self.alpha.new_empty(channels))
                 self.alpha.fill_(self._first)
         self.count, self.sized = channels, True
 
@@ -244,10 +247,8 @@ class FractionalOrder(nn.Module):
     @property
     def _sharded(self) -> bool:
         learned = [getattr(self, name, None) for name in ("alpha", "coefficients")]
-        return any(
-            _is_shard(raw, self.count) or _is_freed(raw)
-            for raw in learned
-            if raw is not None and not is_lazy(raw)
+        return self.sized and any(
+            _is_shard(raw, self.count) or _is_freed(raw) for raw in learned if raw is not None
         )
 
     @property
@@ -268,20 +269,26 @@ class FractionalOrder(nn.Module):
                 return list(values) if isinstance(values, tuple) else values
             return values[0] if len(set(values)) == 1 else list(values)
 
-        found: dict[str, Any] = {"alpha": plain(self._fixed_alpha)}
+        # Channels that are not counted yet have learned nothing: they have the order that they start from.
+        found: dict[str, Any] = {"alpha": plain(self._fixed_alpha) if self.sized else self._first}
         if self.channel_dim is not None:
             found["channel dimension"] = self.channel_dim
         if self.multi_term:
             found["coefficients"] = plain(self._fixed_coefficients)
         return found
 
-    def learned_now(self) -> dict[str, Any]:
-        """The present numbers of what :meth:`settings` gives as None; nothing where they cannot be read."""
-        if self.fixed or not self.readable:
+    def values(self) -> dict[str, list[float]]:
+        """The present ``"orders"`` and ``"coefficients"`` as numbers; none where they cannot be read."""
+        if not self.readable:
             return {}
         with torch.no_grad():
-            found = {"alpha": self.alphas(), "coefficients": self.term_coefficients()}
+            found = {"orders": self.alphas(), "coefficients": self.term_coefficients()}
         return {name: value.reshape(-1).tolist() for name, value in found.items() if value is not None}
+
+    def learned_now(self) -> dict[str, Any]:
+        """The present numbers of what :meth:`settings` gives as None; nothing where they cannot be read."""
+        values = self.values()
+        return {"alpha" if name == "orders" else name: numbers for name, numbers in values.items()}
 
     def _replicate_for_data_parallel(self) -> FractionalOrder:
         replica = super()._replicate_for_data_parallel()
@@ -290,7 +297,7 @@ class FractionalOrder(nn.Module):
 
     def _read(self, name: str, device: torch.device | None, low: float, high: float) -> Tensor:
         raw = getattr(self, name)
-        if is_lazy(raw):
+        if not self.sized and name == "alpha":
             return torch.tensor([self._first], dtype=torch.float64, device=device)
         if raw.is_meta:  # of which only the shape is to be had
             device = raw.device
@@ -354,7 +361,7 @@ class FractionalOrder(nn.Module):
         if own is None or not isinstance(value, Tensor):
             return f"it is no tensor but {type(value).__name__}"
         # A single order may have been saved as a number; torch itself takes none of other shapes for it.
-        if is_lazy(own):
+        if not self.sized:
             if value.dim() != 1:
                 return f"it has the shape {tuple(value.shape)}, this model's is one order a channel"
         elif value.shape != own.shape and not (value.numel() == own.numel() == 1 and value.dim() < 2):

@@ -50,7 +50,7 @@ class Neuron:
     paths: list[str]
 
     @property
-    def mark(self) -> dict[str, str] | None:
+    def mark(self) -> dict[str, Any] | None:
         """What a conversion to alpha = 1 left on a native neuron."""
         return vars(self.module).get(NATIVE_MARK)
 

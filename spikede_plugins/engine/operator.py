@@ -408,6 +408,11 @@ class FractionalOperator(SettingsTravel):
         """Whether old states are folded into traces once there are enough of them."""
         return self._nodes is not None
 
+    @property
+    def traces(self) -> int:
+        """How many traces a compressed memory has; 0 for none."""
+        return 0 if self._nodes is None else len(self._nodes.rates)
+
     def reach(self) -> Reach:
         """How far back a run looks, as the engines take it."""
         return Reach(self.memory.limit, self.memory.fold_at if self.folds else 0)
@@ -496,7 +501,7 @@ class FractionalOperator(SettingsTravel):
         """The memory for reports, with the number of traces and the error that was reached."""
         if self._nodes is None:
             return self.memory.describe()
-        return f"{self.memory.describe()} ({len(self._nodes.rates)} traces, error {self._nodes.error:.0e})"
+        return f"{self.memory.describe()} ({self.traces} traces, error {self._nodes.error:.0e})"
 
     def extra_repr(self) -> str:
         text = f"method={self.solver.name!r}, memory={self.memory_text()}"
