@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter
 from spikede_plugins.errors import ConversionError
+from spikede_plugins.tree import attributes_of
 
 #: Packages whose neurons are superseded, by the beginning of their module; they are recognised by name alone.
 _LEGACY = {
@@ -27,7 +28,6 @@ _LEGACY = {
 }
 #: What is not looked into: it holds no neurons of the model, or far too much.
 _OPAQUE = (Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, str, bytes, int, float)
-_FOREIGN = ("torch", "numpy", "builtins", "collections", "threading", "logging", "weakref", "functools")
 #: The most objects that are looked at; a model that refers to a whole program is not searched to its end.
 _MOST = 20_000
 
@@ -111,7 +111,7 @@ def _loose(
         if name not in ("_modules", "_parameters", "_buffers") and not name.endswith("_hooks"):
             pending.append((name, "", value))
     for cls in type(module).__mro__:
-        if cls.__module__.split(".")[0] not in _FOREIGN:
+        if cls.__module__.split(".")[0] != "torch":
             pending.extend((n, "class", v) for n, v in vars(cls).items() if isinstance(v, nn.Module))
     while pending and budget[0]:
         where, holder, value = pending.popleft()
@@ -136,9 +136,9 @@ def _loose(
         elif is_dataclass(value):
             own = {f.name: getattr(value, f.name, None) for f in fields(value)}
             pending.extend((f"{where}.{n}", "dataclass", v) for n, v in own.items())
-        elif hasattr(value, "__dict__") and type(value).__module__.split(".")[0] not in _FOREIGN:
+        elif held := attributes_of(value):
             kind = type(value).__name__
-            pending.extend((f"{where}.{n}", kind, v) for n, v in list(vars(value).items()))
+            pending.extend((f"{where}.{n}", kind, v) for n, v in list(held.items()))
 
 
 # -- models that are fractional by themselves -----------------------------------------------------
