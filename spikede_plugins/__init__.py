@@ -36,6 +36,7 @@ from spikede_plugins.fdeint import fdeint, fdeint_adjoint
 from spikede_plugins.fractional_events import FractionalLIFDynamics
 from spikede_plugins.heads import ClassificationHead, VotingLayer
 from spikede_plugins.interpolation import interpolate
+from spikede_plugins.learning import alphas, parameter_groups
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
 from spikede_plugins.mittag_leffler import mittag_leffler
 from spikede_plugins.neurons import BaseNeuron, HardResetLIFNeuron, IFNeuron, LIFNeuron, NoisyLIFNeuron
@@ -48,6 +49,7 @@ from spikede_plugins.registry import (
     register_solver,
 )
 from spikede_plugins.report import ConversionReport, ReportRow
+from spikede_plugins.settings import ignore_settings
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.spiking_ode import SpikeTimes, SpikingODELayer
@@ -105,6 +107,7 @@ __all__ = [
     "VotingLayer",
     "WindowMemory",
     "__version__",
+    "alphas",
     "available_adapters",
     "available_solvers",
     "conversion_report",
@@ -113,8 +116,10 @@ __all__ = [
     "fdeint_adjoint",
     "get_solver",
     "get_state",
+    "ignore_settings",
     "interpolate",
     "mittag_leffler",
+    "parameter_groups",
     "plan_conversion",
     "refresh_plugins",
     "register_solver",

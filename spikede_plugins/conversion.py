@@ -7,7 +7,7 @@ only when the last one exists puts them in place; whatever fails leaves the mode
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter
+from spikede_plugins.channels import settle_channels
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.errors import (
     ConversionError,
@@ -26,6 +27,7 @@ from spikede_plugins.errors import (
     SpikedeWarning,
     UnsupportedNeuronError,
 )
+from spikede_plugins.hidden import Hidden, by_itself, find_hidden, own_hint, refuse_own
 from spikede_plugins.loading import watch_loading
 from spikede_plugins.memory import Memory
 from spikede_plugins.orders import MultiTerm, PerChannel
@@ -57,8 +59,8 @@ from spikede_plugins.uninterrupted import Uninterrupted
 
 AlphaOption = (
     float | PerChannel | MultiTerm | Tensor
-    | Sequence[float | PerChannel | MultiTerm]
-    | Mapping[str, float | PerChannel | MultiTerm]
+    | Sequence[float | PerChannel | MultiTerm | nn.Parameter]
+    | Mapping[str, float | PerChannel | MultiTerm | nn.Parameter]
 )
 MethodOption = str | Solver | Mapping[str, str | Solver]
 MemoryOption = str | int | Memory | Mapping[str, str | int | Memory]
@@ -93,7 +95,8 @@ def convert_to_fractional(
         model: a model with spiking neurons of a framework that an adapter knows.
         alpha: the Caputo order: a number in (0, 1]; a sequence, one for each spiking layer to be converted in
             the order of ``model.named_modules()``; a mapping {pattern: order}. An order may also be
-            :class:`PerChannel` or :class:`MultiTerm`.
+            :class:`PerChannel` or :class:`MultiTerm`, or an ``nn.Parameter`` of one number, which is then
+            trained: that very object, shared by all layers that it is given to.
             A fixed 1 (at ``step_size`` 1) leaves the native neuron as it is.
         method: the solver: a name from :func:`available_solvers`, a solver object, or a mapping.
         memory: ``"auto"`` (every step, and from 128 steps on a compressed memory of constant size, where the
@@ -143,7 +146,15 @@ def convert_to_fractional(
             SpikedeWarning,
             stacklevel=2,
         )
-    work = _Workpiece.of(model, plan.neurons, inplace)
+    seen = plan.report.seen
+    if seen:
+        shown = "; ".join(f"{show(row.path)} ({row.kind}): {row.note}" for row in seen[:5])
+        more = f"; and {len(seen) - 5} more" if len(seen) > 5 else ""
+        warnings.warn(
+            f"seen, not converted: {count(len(seen))}: {shown}{more}.", SpikedeWarning, stacklevel=2
+        )
+    given = [parameter for operator in plan.operators if operator for parameter in operator.order.given]
+    work = _Workpiece.of(model, plan.neurons, inplace, given)
     steps = []
     for neuron, operator, chosen in zip(work.neurons, plan.operators, plan.surrogates, strict=True):
         if operator is None:
@@ -198,11 +209,16 @@ def plan_conversion(
 def conversion_report(model: nn.Module) -> ConversionReport:
     """The state of a converted model, with the orders as they are now; prints as a table.
 
+    Of a model that was not converted it says so, and what to call.
+
     Raises:
         OptionTypeError: if ``model`` is no ``nn.Module``.
     """
     rows = []
-    for neuron in find_neurons(check_model(model), adapters_in_use(), to_change=False):
+    others = by_itself(check_model(model))
+    everywhere = find_neurons(model, adapters_in_use(), to_change=False)
+    neurons = [neuron for neuron in everywhere if id(neuron.module) not in others]
+    for neuron in neurons:
         paths = tuple(neuron.paths)
         support = None if neuron.fractional else neuron.adapter.support(neuron.module)
         if support is None:
@@ -213,10 +229,18 @@ def conversion_report(model: nn.Module) -> ConversionReport:
         elif neuron.mark is not None:
             rows.append(ReportRow(paths, support.kind, "native", **neuron.mark))
         elif support.supported:
-            rows.append(ReportRow(paths, support.kind, "excluded", note="not converted"))
+            rows.append(ReportRow(paths, support.kind, "excluded"))
         else:
             rows.append(ReportRow(paths, support.kind, "unsupported", note=support.reason))
-    return ConversionReport(tuple(rows))
+    unseen = find_hidden(model, adapters_in_use())
+    rows += [ReportRow((seen.path,), seen.kind, "seen", note=seen.reason) for seen in unseen]
+    hint = own_hint(model) and f"{own_hint(model)}."
+    if not hint and rows and not any(neuron.done for neuron in neurons):
+        hint = (
+            "nothing here is fractional: convert_to_fractional(model) makes it so, and "
+            "plan_conversion(model) shows what that would do."
+        )
+    return ConversionReport(tuple(rows), hint)
 
 
 def restore_native(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -235,8 +259,9 @@ def restore_native(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             left as it was.
     """
     _check_flags(inplace=inplace)
-    neurons = find_neurons(check_model(model), adapters_in_use())
+    neurons = _convertible(check_model(model), adapters_in_use())
     if not any(neuron.done for neuron in neurons):
+        refuse_own(model, "there is nothing to restore")
         raise ConversionError(
             f"there is nothing to restore: {type(model).__name__} has {count(len(neurons))}, none of them "
             "fractional; convert_to_fractional(model) makes them so."
@@ -273,9 +298,10 @@ def _plan(
 ) -> _Plan:  # fmt: skip
     """The plan; with ``refuse``, neurons without a fractional form are an error before orders are counted."""
     chosen, left_out = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    neurons = find_neurons(model, adapters_in_use())
+    neurons, unseen = _convertible(model, adapters_in_use()), find_hidden(model, adapters_in_use())
     if not neurons:
-        raise ConversionError(_nothing_found_text(model))
+        refuse_own(model, "nothing to convert")
+        raise ConversionError(_nothing_found_text(model, unseen))
     everywhere = [neuron.paths for neuron in neurons]
     require_matches(chosen or (), everywhere, "include")
     require_matches(left_out or (), everywhere, "exclude")
@@ -304,6 +330,9 @@ def _plan(
         raise UnsupportedNeuronError(_unsupported_text(rows, strict=True))
     made = settings.operators([n.paths for n in able]) if able else []
     operators = {id(n): operator for n, operator in zip(able, made, strict=True)}
+    spiking = {id(n.module) for n in neurons}
+    for n, own in zip(able, made, strict=True):
+        settle_channels(own, model, n.paths, spiking)
     slopes = dict(zip(map(id, able), surrogates.assign([n.paths for n in able]), strict=True)) if able else {}
     for n in able:
         if slopes[id(n)] is not None and operators[id(n)].is_native:
@@ -329,10 +358,17 @@ def _plan(
             rows.append(ReportRow(paths, said.kind, "unsupported", note=said.reason))
         else:
             rows.append(ReportRow(paths, said.kind, "excluded"))
+    rows += [ReportRow((seen.path,), seen.kind, "seen", note=seen.reason) for seen in unseen]
     return _Plan(
         neurons, [operators.get(id(n)) for n in neurons], [slopes.get(id(n)) for n in neurons],
         ConversionReport(tuple(rows)),
     )  # fmt: skip
+
+
+def _convertible(model: nn.Module, adapters: Iterable[Adapter]) -> list[Neuron]:
+    """The neurons of a model that a conversion is for; those inside of an SNNWrapper are that one's."""
+    others = by_itself(model)
+    return [neuron for neuron in find_neurons(model, adapters) if id(neuron.module) not in others]
 
 
 def _require_untouched(wanted: Sequence[Neuron], neurons: Sequence[Neuron]) -> None:
@@ -350,7 +386,7 @@ def _require_untouched(wanted: Sequence[Neuron], neurons: Sequence[Neuron]) -> N
     )
 
 
-def _nothing_found_text(model: nn.Module) -> str:
+def _nothing_found_text(model: nn.Module, unseen: Sequence[Hidden]) -> str:
     adapters = available_adapters()
     in_use = [name for name, status in adapters.items() if status.state == "ready"]
     idle = [f"{name} ({status})" for name, status in adapters.items() if status.state != "ready"]
@@ -358,7 +394,8 @@ def _nothing_found_text(model: nn.Module) -> str:
     text = f"no spiking neuron found in {type(model).__name__}; neurons of {known} are recognised"
     if idle:
         text += f", not those of {'; '.join(idle)}"
-    return text + ". Neurons must be submodules: layers kept in a plain list belong into an nn.ModuleList."
+    text += ". Neurons must be submodules: layers kept in a plain list belong into an nn.ModuleList."
+    return text + "".join(f"\n  {show(h.path)} ({h.kind}): seen, not converted: {h.reason}" for h in unseen)
 
 
 def _unsupported_text(rows: Sequence[ReportRow], strict: bool) -> str:
@@ -375,12 +412,20 @@ def _unsupported_text(rows: Sequence[ReportRow], strict: bool) -> str:
 
 
 def _place(operator: FractionalOperator, neuron: nn.Module, model: nn.Module) -> None:
-    """Learnable orders live where the neuron does; float32 unless the model is float64, never half."""
+    """Learnable orders live where the neuron does; float32 unless the model is float64, never half.
+
+    A parameter that the caller gave stays as and where it is.
+    """
     for owner in (neuron, model):
         tensors = [t for t in (*owner.parameters(), *owner.buffers()) if t.is_floating_point()]
         if tensors:
             double = tensors[0].dtype == torch.float64
-            operator.to(device=tensors[0].device, dtype=torch.float64 if double else torch.float32)
+            dtype = torch.float64 if double else torch.float32
+            if not operator.order.given:
+                operator.to(device=tensors[0].device, dtype=dtype)
+            for name, own in list(operator.order.named_parameters()) if operator.order.given else []:
+                if not any(own is parameter for parameter in operator.order.given):
+                    setattr(operator.order, name, nn.Parameter(own.detach().to(tensors[0].device, dtype)))
             return
 
 
@@ -407,15 +452,17 @@ class _Workpiece:
     model: nn.Module
     neurons: list[Neuron]
     inplace: bool
-    marks: list[tuple[nn.Module, dict[str, str] | None]]
+    marks: list[tuple[nn.Module, dict[str, Any] | None]]
 
     @classmethod
-    def of(cls, model: nn.Module, neurons: list[Neuron], inplace: bool) -> _Workpiece:
+    def of(
+        cls, model: nn.Module, neurons: list[Neuron], inplace: bool, shared: Sequence[nn.Parameter] = ()
+    ) -> _Workpiece:
         if inplace:
             return cls(model, neurons, True, [])
-        copied = copy_model(model)
+        copied = copy_model(model, shared)
         adapters = {id(n.adapter): n.adapter for n in neurons}
-        found = find_neurons(copied, adapters.values())
+        found = _convertible(copied, adapters.values())
         if [n.paths for n in found] != [n.paths for n in neurons]:
             raise ConversionError(
                 f"a copy of {type(model).__name__} does not have the model's own neurons; pass inplace=True."
@@ -453,7 +500,7 @@ class _Workpiece:
             root = made[0] if self._root_is_neuron(old) and not self.inplace else self.model
             finishing = True
             self._finish(root, old, made)
-            watch_loading(root)
+            watch_loading(root, any(mark is not None for _, mark in self.marks))
             return root
         except BaseException:
             for (module, _), mark in zip(self.marks, marks_before, strict=True):
@@ -514,7 +561,7 @@ def _build(neuron: Neuron, build: Callable[[], nn.Module]) -> nn.Module:
     return new
 
 
-def _set_mark(module: nn.Module, mark: dict[str, str] | None) -> None:
+def _set_mark(module: nn.Module, mark: dict[str, Any] | None) -> None:
     if mark is None:
         vars(module).pop(NATIVE_MARK, None)
     else:

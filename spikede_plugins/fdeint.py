@@ -570,6 +570,8 @@ def _read_order(alpha: Any, what: str) -> Order:
             "order = FractionalOrder(MultiTerm(..., learn_coefficients=True)), pass it as alpha, and give "
             "order.parameters() to the optimiser."
         )
+    if isinstance(alpha, (PerChannel, MultiTerm)) and (alpha.parameter is not None or not alpha.sized):
+        return FractionalOrder(alpha)  # holds what is learned, or is sized by this very run
     if isinstance(alpha, (FractionalOrder, PerChannel, MultiTerm)):
         return alpha
     value = check_alpha(alpha, what)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikede_plugins.checks import counted, is_readable
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, UnknownNameError, nearest
@@ -72,6 +72,8 @@ def layer_orders(
 
 def _plain(value: Any) -> Any:
     """Tensors, arrays and tuples as lists."""
+    if isinstance(value, nn.Parameter):  # the order of every layer, that very parameter
+        return value
     if isinstance(value, Tensor):
         if not is_readable(value):
             raise OptionTypeError("orders and coefficients must be numbers, got a meta or sparse tensor.")

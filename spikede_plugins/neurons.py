@@ -123,6 +123,11 @@ class BaseNeuron(nn.Module):
         UnknownNameError: for an unknown surrogate.
     """
 
+    fractional_by_itself = (
+        "is a neuron written as a derivative: spikede_plugins.SNNWrapper(model, alpha=...) makes a model of "
+        "such neurons fractional"
+    )
+
     elementwise = False
 
     def __init__(

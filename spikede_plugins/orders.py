@@ -12,16 +12,33 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from spikede_plugins.checks import counted, is_finite, is_readable, items_of
-from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
+from spikede_plugins.errors import OptionTypeError, SpikedeWarning, StateError
+from spikede_plugins.order_values import (
+    MultiTerm,
+    PerChannel,
+    check_alpha,
+    check_parameter,
+    check_untrained,
+)
+
+__all__ = [
+    "LEARNED",
+    "FractionalOrder",
+    "MultiTerm",
+    "PerChannel",
+    "bounded",
+    "check_alpha",
+    "check_parameter",
+    "check_untrained",
+]
 
 #: A learnable order is kept at or above this value (weights and gain are smooth down to it).
 ALPHA_MIN = 1e-4
@@ -29,123 +46,6 @@ ALPHA_MIN = 1e-4
 COEFFICIENT_MIN = 1e-4
 #: The parameters that a learnable order has.
 LEARNED = ("alpha", "coefficients")
-
-
-def check_alpha(value: Any, what: str = "alpha") -> float:
-    """``value`` as a float in (0, 1].
-
-    Raises:
-        OptionTypeError: if it is not a number.
-        OrderError: if it is not finite or lies outside (0, 1].
-    """
-    if isinstance(value, Tensor) and value.numel() == 1 and is_readable(value):
-        value = value.item()
-    # A truth value is no order, NumPy's neither, which float() would take.
-    number = not isinstance(value, (str, bytes, bool, Tensor)) and str(getattr(value, "dtype", "")) != "bool"
-    try:
-        alpha = float(value) if number else math.nan
-    except OverflowError:
-        alpha = math.inf
-    except (TypeError, ValueError):
-        number = False
-    if not number:
-        raise OptionTypeError(
-            f"{what} must be a number in (0, 1], got {value!r} ({type(value).__name__}); "
-            f"pass e.g. {what}=0.7, PerChannel([...]) or MultiTerm([...], [...])."
-        )
-    if not math.isfinite(alpha) or not 0.0 < alpha <= 1.0:
-        raise OrderError(
-            f"{what} must lie in (0, 1], got {alpha}; the Caputo order 1 is the ordinary "
-            f"(integer) neuron, smaller orders have longer memory. Pass e.g. {what}=0.7."
-        )
-    return alpha
-
-
-def _check_all(values: Iterable[Any], what: str) -> tuple[float, ...]:
-    items = None if isinstance(values, (str, bytes)) else items_of(values)
-    if items is None:
-        raise OptionTypeError(
-            f"{what} must be a sequence of numbers in (0, 1], got {values!r} ({type(values).__name__})."
-        )
-    if not items:
-        raise OrderError(f"{what} is empty; give at least one order in (0, 1].")
-    return tuple(check_alpha(v, f"{what}[{i}]") for i, v in enumerate(items))
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One order a channel.
-
-    Args:
-        alphas: orders in (0, 1], one for each channel.
-        dim: which dimension of a single time step ``[B, C, ...]`` counts the channels.
-
-    Raises:
-        OrderError: if an order lies outside (0, 1] or there is none.
-        OptionError: if ``dim`` is not an int.
-    """
-
-    alphas: tuple[float, ...]
-    dim: int = 1
-
-    def __init__(self, alphas: Sequence[float] | Tensor, dim: int = 1) -> None:
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise OptionError(f"PerChannel dim must be an int, got {dim!r}; use dim=1 for [B, C, ...].")
-        object.__setattr__(self, "alphas", _check_all(alphas, "PerChannel alphas"))
-        object.__setattr__(self, "dim", dim)
-
-
-@dataclass(frozen=True)
-class MultiTerm:
-    """Several orders at once: ``sum_i c_i D^{a_i} v = rate``.
-
-    Args:
-        orders: the orders ``a_i`` in (0, 1], all different.
-        coefficients: the positive factors ``c_i``, as many as orders.
-        learn_coefficients: make the coefficients trainable parameters.
-
-    Raises:
-        OrderError: if an order lies outside (0, 1], or the counts differ.
-        OptionError: if a coefficient is not finite and positive.
-    """
-
-    orders: tuple[float, ...]
-    coefficients: tuple[float, ...]
-    learn_coefficients: bool = False
-
-    def __init__(
-        self,
-        orders: Sequence[float] | Tensor,
-        coefficients: Sequence[float] | Tensor,
-        learn_coefficients: bool = False,
-    ) -> None:
-        checked = _check_all(orders, "MultiTerm orders")
-        values = items_of(coefficients)
-        if values is None:
-            raise OptionTypeError(
-                "MultiTerm coefficients must be a sequence of numbers, one for each order, got "
-                f"{coefficients!r} ({type(coefficients).__name__})."
-            )
-        if len(values) != len(checked):
-            raise OrderError(
-                f"MultiTerm has {counted(len(checked), 'order')} but {counted(len(values), 'coefficient')}; "
-                "give one coefficient for each order."
-            )
-        for i, c in enumerate(values):
-            if isinstance(c, bool) or not isinstance(c, (int, float)):
-                raise OptionTypeError(f"MultiTerm coefficients[{i}] must be a number, got {c!r}.")
-            if not is_finite(c) or c <= 0:
-                raise OptionError(
-                    f"MultiTerm coefficients[{i}] must be finite and positive, got {c}; "
-                    "sum_i c_i D^{a_i} v = rate has no decaying solution otherwise."
-                )
-        if not isinstance(learn_coefficients, bool):
-            raise OptionTypeError(
-                f"learn_coefficients must be True or False, got {learn_coefficients!r}."
-            )
-        object.__setattr__(self, "orders", checked)
-        object.__setattr__(self, "coefficients", tuple(float(c) for c in values))
-        object.__setattr__(self, "learn_coefficients", learn_coefficients)
 
 
 class _Bounded(torch.autograd.Function):
@@ -204,8 +104,10 @@ class FractionalOrder(nn.Module):
     """The order(s) of one neuron layer.
 
     Args:
-        alpha: a float in (0, 1], :class:`PerChannel` or :class:`MultiTerm`.
-        learn_alpha: make the order(s) a trainable parameter named ``alpha``.
+        alpha: a float in (0, 1], :class:`PerChannel`, :class:`MultiTerm`, or an ``nn.Parameter`` of one
+            number.
+        learn_alpha: make the order(s) a trainable parameter named ``alpha``. A parameter that was given is
+            trained in any case, and is that very object.
 
     A fixed order holds no parameter and no buffer, so it adds no key to a ``state_dict``. A learnable
     one adds ``alpha`` (and ``coefficients``); a checkpoint without them loads and leaves them as they are,
@@ -224,22 +126,35 @@ class FractionalOrder(nn.Module):
     #: The order that this one is a replica of (``DataParallel``).
     _master: tuple[FractionalOrder, ...] = ()
 
-    def __init__(self, alpha: float | PerChannel | MultiTerm, learn_alpha: bool = False) -> None:
+    def __init__(
+        self, alpha: float | PerChannel | MultiTerm | nn.Parameter, learn_alpha: bool = False
+    ) -> None:
         super().__init__()
         if not isinstance(learn_alpha, bool):
             raise OptionTypeError(f"learn_alpha must be True or False, got {learn_alpha!r}.")
-        self.learned = learn_alpha
         self.channel_dim: int | None = None
         learn_coefficients = False
         coefficients: tuple[float, ...] | None = None
+        parameter = factors = None
         values: float | tuple[float, ...]
+        #: Whether the number of orders is settled; else it becomes the number of channels of the layer.
+        self.sized = True
         if isinstance(alpha, PerChannel):
-            values, self.channel_dim = alpha.alphas, alpha.dim
+            values, self.channel_dim, self.sized = alpha.alphas, alpha.dim, alpha.sized
+            parameter = alpha.parameter
         elif isinstance(alpha, MultiTerm):
             values, coefficients = alpha.orders, alpha.coefficients
             learn_coefficients = alpha.learn_coefficients
+            parameter, factors = alpha.parameter, alpha.factors
+        elif isinstance(alpha, nn.Parameter):
+            check_parameter(alpha)
+            values, parameter = float(alpha.item()), alpha
         else:
+            check_untrained(alpha, "alpha")
             values = check_alpha(alpha)
+        self.learned = learn_alpha or parameter is not None
+        #: The parameters that are the caller's own objects.
+        self.given = tuple(p for p in (parameter, factors) if p is not None)
         self.multi_term = coefficients is not None
         self._fixed_alpha: float | tuple[float, ...] | None = None
         self._fixed_coefficients: tuple[float, ...] | None = None
@@ -247,16 +162,39 @@ class FractionalOrder(nn.Module):
         self.count = len(values) if isinstance(values, tuple) else 1
         self.low = min(ALPHA_MIN, *(values if isinstance(values, tuple) else (values,)))
         self.low_coefficient = min(COEFFICIENT_MIN, *(coefficients or (1.0,)))
-        if learn_alpha:
+        #: The order that channels start from whose number is not settled yet.
+        self._first = values[0] if isinstance(values, tuple) else values
+        if not self.learned:
+            self._fixed_alpha = values
+        elif parameter is not None:
+            self.alpha = parameter
+        elif self.sized:
             self.alpha = nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()).reshape(-1))
         else:
-            self._fixed_alpha = values
-        if learn_coefficients:
+            self.alpha = UninitializedParameter(dtype=torch.get_default_dtype())  # type: ignore[call-arg, assignment]
+        if factors is not None:
+            self.coefficients = factors
+        elif learn_coefficients:
             self.coefficients = nn.Parameter(
                 torch.tensor(coefficients, dtype=torch.get_default_dtype())
             )
         else:
             self._fixed_coefficients = coefficients
+
+    def size(self, channels: int) -> None:
+        """Settle the number of orders of ``PerChannel(alpha)``: as many as the layer has channels."""
+        if self.sized:
+            return
+        if self._fixed_alpha is not None:
+            self._fixed_alpha = (self._first,) * channels
+        else:
+            with torch.inference_mode(False), torch.no_grad():  # it is to be trained, whenever it is made
+                if is_lazy(self.alpha):
+                    self.alpha.materialize((channels,))  # type: ignore[attr-defined]
+                else:  # moved to a device of another kind, on which it is another parameter in any case
+                    self.alpha = nn.Parameter(self.alpha.new_empty(channels))
+                self.alpha.fill_(self._first)
+        self.count, self.sized = channels, True
 
     @property
     def fixed(self) -> bool:
@@ -285,7 +223,7 @@ class FractionalOrder(nn.Module):
         """
         for name, low, high in (("alpha", self.low, 1.0), ("coefficients", self.low_coefficient, math.inf)):
             raw = getattr(self, name, None)
-            if not isinstance(raw, Tensor) or raw.is_meta or isinstance(raw, FakeTensor):
+            if not isinstance(raw, Tensor) or is_lazy(raw) or raw.is_meta or isinstance(raw, FakeTensor):
                 continue  # none, or a shape without numbers
             raw = raw.detach()
             raw = raw.to_local() if hasattr(raw, "to_local") else raw
@@ -309,7 +247,48 @@ class FractionalOrder(nn.Module):
     @property
     def _sharded(self) -> bool:
         learned = [getattr(self, name, None) for name in ("alpha", "coefficients")]
-        return any(_is_shard(raw, self.count) or _is_freed(raw) for raw in learned if raw is not None)
+        return self.sized and any(
+            _is_shard(raw, self.count) or _is_freed(raw) for raw in learned if raw is not None
+        )
+
+    @property
+    def readable(self) -> bool:
+        """Whether the orders, learned ones too, are whole and have numbers that can be looked at now."""
+        learned = [getattr(self, name, None) for name in LEARNED]
+        hidden = any(raw.is_meta or isinstance(raw, FakeTensor) for raw in learned if raw is not None)
+        return not hidden and not self._sharded
+
+    def settings(self) -> dict[str, Any]:
+        """The orders as settings of a checkpoint: a number, or a list; None for what is learned.
+
+        Equal orders of all channels are one number: how many channels there are is no setting.
+        """
+
+        def plain(values: float | tuple[float, ...] | None) -> Any:
+            if not isinstance(values, tuple) or self.multi_term:
+                return list(values) if isinstance(values, tuple) else values
+            return values[0] if len(set(values)) == 1 else list(values)
+
+        # Channels that are not counted yet have learned nothing: they have the order that they start from.
+        found: dict[str, Any] = {"alpha": plain(self._fixed_alpha) if self.sized else self._first}
+        if self.channel_dim is not None:
+            found["channel dimension"] = self.channel_dim
+        if self.multi_term:
+            found["coefficients"] = plain(self._fixed_coefficients)
+        return found
+
+    def values(self) -> dict[str, list[float]]:
+        """The present ``"orders"`` and ``"coefficients"`` as numbers; none where they cannot be read."""
+        if not self.readable:
+            return {}
+        with torch.no_grad():
+            found = {"orders": self.alphas(), "coefficients": self.term_coefficients()}
+        return {name: value.reshape(-1).tolist() for name, value in found.items() if value is not None}
+
+    def learned_now(self) -> dict[str, Any]:
+        """The present numbers of what :meth:`settings` gives as None; nothing where they cannot be read."""
+        values = self.values()
+        return {"alpha" if name == "orders" else name: numbers for name, numbers in values.items()}
 
     def _replicate_for_data_parallel(self) -> FractionalOrder:
         replica = super()._replicate_for_data_parallel()
@@ -318,6 +297,10 @@ class FractionalOrder(nn.Module):
 
     def _read(self, name: str, device: torch.device | None, low: float, high: float) -> Tensor:
         raw = getattr(self, name)
+        if not self.sized and name == "alpha":
+            return torch.tensor([self._first], dtype=torch.float64, device=device)
+        if raw.is_meta:  # of which only the shape is to be had
+            device = raw.device
         if _is_shard(raw, self.count):
             raise StateError(_SHARDED.format(name))
         single = not (self.multi_term or self.channel_dim is not None)
@@ -351,8 +334,10 @@ class FractionalOrder(nn.Module):
 
     def describe(self) -> str:
         """A short text for reports: the current value(s) and what is trained."""
-        if self._sharded:
-            return "sharded (learned)"
+        if not self.readable:
+            return "sharded (learned)" if self._sharded else "without a number, on the meta device (learned)"
+        if not self.sized:
+            return f"{self._first:.4g} for every channel" + (" (learned)" if not self.fixed else "")
         values = self.alphas().detach().reshape(-1).tolist()
         shown = ", ".join(f"{v:.4g}" for v in values[:4]) + (", ..." if len(values) > 4 else "")
         if self.multi_term:
@@ -376,7 +361,10 @@ class FractionalOrder(nn.Module):
         if own is None or not isinstance(value, Tensor):
             return f"it is no tensor but {type(value).__name__}"
         # A single order may have been saved as a number; torch itself takes none of other shapes for it.
-        if value.shape != own.shape and not (value.dim() == 0 and own.shape == (1,)):
+        if not self.sized:
+            if value.dim() != 1:
+                return f"it has the shape {tuple(value.shape)}, this model's is one order a channel"
+        elif value.shape != own.shape and not (value.numel() == own.numel() == 1 and value.dim() < 2):
             return f"it has the shape {tuple(value.shape)}, this model's has {tuple(own.shape)}"
         if value.is_meta or isinstance(value, FakeTensor):
             return ""
@@ -388,7 +376,9 @@ class FractionalOrder(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.keep_inside()  # what an optimiser step left outside is no order
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.sized:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        # else there is nothing yet but the number that all channels start from, a setting
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
@@ -401,10 +391,13 @@ class FractionalOrder(nn.Module):
         state_dict = {key: value for key, value in state_dict.items() if key not in unfit}
         # A checkpoint of the integer model knows no order: it loads, and the order stays as it is.
         missing: list[str] = []
-        for name in ("alpha", "coefficients"):
+        for name in learned:
             saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor) and saved.dim() == 0:
-                state_dict[prefix + name] = saved.reshape(1)
+            if not isinstance(saved, Tensor):
+                continue
+            if not self.sized:
+                self.size(len(saved))
+            state_dict[prefix + name] = saved.reshape(self._parameters[name].shape)  # type: ignore[union-attr]
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
         )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.report_table import as_html, as_text
 
-Status = Literal["converted", "native", "unsupported", "excluded"]
-
-_COLUMNS = ("layer", "neuron", "status", "alpha", "method", "memory", "engine")
+Status = Literal["converted", "native", "unsupported", "excluded", "seen"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,17 @@ class ReportRow:
         paths: its dotted paths, more than one if it is shared; ``""`` is the model itself.
         kind: the native neuron's class, e.g. ``"LIFNode"``.
         status: ``"converted"``; ``"native"`` (alpha = 1: the native neuron is the fractional one);
-            ``"unsupported"``; or ``"excluded"`` (left as it is by choice).
-        alpha, method, memory: how it is converted; empty if it is not.
+            ``"unsupported"``; ``"excluded"`` (left as it is by choice); or ``"seen"`` (it is no submodule of
+            the model, or of a superseded package, and is not converted).
+        alpha, method, memory: how it is converted, as texts; empty if it is not.
         engine: what runs it on the CPU in multi-step mode, or at each step where there is no other.
         note: a reason or a remark.
+        orders: the orders as numbers: one, one a channel, or one a term; empty where none can be read.
+        coefficients: the factors of a sum of terms as numbers.
+        learned: whether orders or coefficients are trained.
+        step_size: h in native steps.
+        window: how many steps a window keeps; 0 for all.
+        traces: how many traces a compressed memory has; 0 for none.
     """
 
     paths: tuple[str, ...]
@@ -37,14 +42,26 @@ class ReportRow:
     memory: str = ""
     engine: str = ""
     note: str = ""
+    orders: tuple[float, ...] = ()
+    coefficients: tuple[float, ...] = ()
+    learned: bool = False
+    step_size: float = 1.0
+    window: int = 0
+    traces: int = 0
 
     @property
     def path(self) -> str:
         return self.paths[0]
 
+    def cells(self) -> list[str]:
+        """The texts of the row, but for its paths and its note."""
+        long = {"native": "native (alpha = 1)", "seen": "seen, not converted"}
+        status = long.get(self.status, self.status)
+        return [self.kind, status, self.alpha, self.method, self.memory, self.engine]
 
-def operator_columns(operator: FractionalOperator) -> dict[str, str]:
-    """``alpha``, ``method`` and ``memory`` of a row, with what else the operator has that is not usual."""
+
+def operator_columns(operator: FractionalOperator) -> dict[str, Any]:
+    """What a row tells of an operator: texts, with what else it has that is not usual, and numbers."""
     method = operator.solver.name
     if operator.step_size != 1.0:
         method += f", h={operator.step_size:g}"
@@ -53,17 +70,39 @@ def operator_columns(operator: FractionalOperator) -> dict[str, str]:
         memory += f", reset at {operator.memory_reset}"
     if operator.checkpoint is not None:
         memory += f", checkpoint {operator.checkpoint}"
-    return {"alpha": operator.order.describe(), "method": method, "memory": memory}
+    order = operator.order
+    return {
+        "alpha": order.describe(),
+        "method": method,
+        "memory": memory,
+        **{name: tuple(values) for name, values in order.values().items()},
+        "learned": not order.fixed,
+        "step_size": operator.step_size,
+        "window": operator.memory.limit,
+        "traces": operator.traces,
+    }
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """The rows of a plan or of a converted model; ``print`` shows a table.
+    """The rows of a plan or of a converted model; ``print`` shows a table, as does a notebook.
 
     True if at least one neuron is (to be) converted or is native by alpha = 1.
+
+    Example::
+
+        report = conversion_report(fnet)
+        report.counts                                     # {"converted": 3}
+        [row.orders for row in report.converted]          # [(0.7,), (0.7,), (0.7,)]
+        pandas.DataFrame(report.records())
+
+    Attributes:
+        rows: one for each spiking neuron.
+        hint: what to call instead, of a model that this report is not for.
     """
 
     rows: tuple[ReportRow, ...]
+    hint: str = ""
 
     def with_status(self, status: Status) -> list[ReportRow]:
         return [row for row in self.rows if row.status == status]
@@ -89,9 +128,21 @@ class ConversionReport:
         return self.with_status("excluded")
 
     @property
+    def seen(self) -> list[ReportRow]:
+        """Neurons that a conversion cannot reach: not registered with ``nn.Module``; ``note`` says why."""
+        return self.with_status("seen")
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many neurons have each status, statuses that occur only."""
         return dict(Counter(row.status for row in self.rows))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as plain dictionaries, with the first path as ``path``."""
+        return [
+            {"path": row.path, **{field.name: getattr(row, field.name) for field in fields(row)}}
+            for row in self.rows
+        ]
 
     def __bool__(self) -> bool:
         return bool(self.converted or self.native)
@@ -100,45 +151,16 @@ class ConversionReport:
         return len(self.rows)
 
     def __str__(self) -> str:
-        """A table as wide as the terminal allows; one short paragraph a neuron where it is too narrow."""
-        if not self.rows:
-            return "no spiking neurons"
+        """A table as wide as the terminal at most; one short paragraph a neuron where that is very narrow."""
         width = max(shutil.get_terminal_size().columns, 20)
-        body = _table(self.rows, width) or _paragraphs(self.rows, width)
-        total = ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        return "\n".join([*body, total])
+        return as_text(self._lines(), self._total(), self.hint, width)
 
+    def _repr_html_(self) -> str:
+        return as_html(self._lines(), self._total(), self.hint)
 
-def _cells(row: ReportRow) -> list[str]:
-    paths = " = ".join(path or "(model)" for path in row.paths)
-    status = "native (alpha = 1)" if row.status == "native" else row.status
-    return [paths, row.kind, status, row.alpha, row.method, row.memory, row.engine]
+    def _lines(self) -> list[tuple[tuple[str, ...], list[str], str]]:
+        return [(row.paths, row.cells(), row.note) for row in self.rows]
 
-
-def _remark(row: ReportRow, width: int) -> list[str]:
-    return textwrap.wrap(row.note, width, initial_indent="    ", subsequent_indent="    ") if row.note else []
-
-
-def _table(rows: tuple[ReportRow, ...], width: int) -> list[str]:
-    """The aligned table, or nothing if it is wider than ``width``."""
-    cells = [list(_COLUMNS), *map(_cells, rows)]
-    used = [i for i in range(len(_COLUMNS)) if any(line[i] for line in cells[1:])]
-    widths = {i: max(len(line[i]) for line in cells) for i in used}
-    if sum(widths.values()) + 2 * (len(used) - 1) > width:
-        return []
-    lines = ["  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in cells]
-    out = [lines[0], "  ".join("-" * widths[i] for i in used)]
-    for row, line in zip(rows, lines[1:], strict=True):
-        out += [line, *_remark(row, width)]
-    return out
-
-
-def _paragraphs(rows: tuple[ReportRow, ...], width: int) -> list[str]:
-    out = []
-    for row in rows:
-        paths, kind, status, *settings = _cells(row)
-        named = [f"{name} {value}" for name, value in zip(_COLUMNS[3:], settings, strict=True) if value]
-        text = f"{paths} ({kind}): {', '.join([status, *named])}"
-        out += textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-        out += _remark(row, width)
-    return out
+    def _total(self) -> str:
+        names = {"seen": "seen, not converted"}
+        return ", ".join(f"{count} {names.get(status, status)}" for status, count in self.counts.items())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikede_plugins.checks import flag, is_readable, items_of
 from spikede_plugins.engine import FractionalOperator
@@ -26,7 +26,14 @@ from spikede_plugins.errors import (
     nearest,
 )
 from spikede_plugins.memory import as_memory
-from spikede_plugins.orders import FractionalOrder, MultiTerm, PerChannel, check_alpha
+from spikede_plugins.orders import (
+    FractionalOrder,
+    MultiTerm,
+    PerChannel,
+    check_alpha,
+    check_parameter,
+    check_untrained,
+)
 from spikede_plugins.registry import check_solver_basics, get_solver, origin_of
 from spikede_plugins.solvers.base import Solver
 from spikede_plugins.surrogate import Surrogate
@@ -163,11 +170,22 @@ class Setting(Generic[T]):
 
 # -- the options of a conversion ------------------------------------------------------------------
 
-Alpha = float | PerChannel | MultiTerm
+Alpha = float | PerChannel | MultiTerm | nn.Parameter
 
 
-def _check_one_alpha(value: Any, what: str) -> Alpha:
-    return value if isinstance(value, (PerChannel, MultiTerm)) else check_alpha(value, what)
+def check_one_alpha(value: Any, what: str = "alpha") -> Alpha:
+    """The order of one layer: a number, ``PerChannel``, ``MultiTerm`` or a parameter as it is.
+
+    Raises:
+        OrderError, OptionTypeError: for values that cannot be used.
+    """
+    if isinstance(value, (PerChannel, MultiTerm)):
+        return value
+    if isinstance(value, nn.Parameter):
+        check_parameter(value, what)
+        return value
+    check_untrained(value, what)
+    return check_alpha(value, what)
 
 
 def read_alpha(value: Any) -> Setting[Alpha]:
@@ -176,14 +194,17 @@ def read_alpha(value: Any) -> Setting[Alpha]:
     Raises:
         OrderError, OptionTypeError, OptionError: for values that cannot be used.
     """
+    if isinstance(value, nn.Parameter):
+        return Setting("alpha", single=check_one_alpha(value))
+    check_untrained(value, "alpha")
     listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     if listed or getattr(value, "ndim", None):  # lists and tuples; tensors and arrays with a dimension
         if not is_readable(value):
             raise OptionTypeError("alpha must hold numbers, got a tensor without any (meta or sparse).")
         items = value.detach().tolist() if isinstance(value, Tensor) else list(value)
-        checked = tuple(_check_one_alpha(v, f"alpha[{i}]") for i, v in enumerate(items))
+        checked = tuple(check_one_alpha(v, f"alpha[{i}]") for i, v in enumerate(items))
         return Setting("alpha", ordered=checked)
-    return Setting.read(value, "alpha", _check_one_alpha)
+    return Setting.read(value, "alpha", check_one_alpha)
 
 
 def _check_method(value: Any, what: str) -> Solver:
@@ -283,6 +304,7 @@ def _build(
         order = FractionalOrder(alpha, learn)
         operator = FractionalOperator(order, solver, memory, step_size, memory_reset, checkpoint)
         operator.check_solver()
+        operator.path = paths[0]
         return operator
     except PluginError as error:
         raise PluginError(f"{show(paths[0])}: {error} It is {origin_of(solver)}.") from error

@@ -81,6 +81,11 @@ class SpikingODELayer(nn.Module):
         UnknownNameError: for an unknown interpolation or surrogate.
     """
 
+    fractional_by_itself = (
+        "has fractional neurons where its dynamics are: SpikingODELayer(n_inputs, n_neurons, "
+        "FractionalLIFDynamics(alpha))"
+    )
+
     def __init__(
         self, n_inputs: int, n_neurons: int, dynamics: SpikingDynamics | None = None, dt_init: float = 0.1,
         dt_min: float = 0.001, *, refractory: float = 0.0, interpolation: str = "hold", bias: bool = False,

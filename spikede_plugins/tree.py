@@ -50,7 +50,7 @@ class Neuron:
     paths: list[str]
 
     @property
-    def mark(self) -> dict[str, str] | None:
+    def mark(self) -> dict[str, Any] | None:
         """What a conversion to alpha = 1 left on a native neuron."""
         return vars(self.module).get(NATIVE_MARK)
 
@@ -137,15 +137,16 @@ def _recognise(module: nn.Module, adapters: list[Adapter]) -> Neuron | None:
 # -- copying --------------------------------------------------------------------------------------
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Module:
     """A deep copy, also of a model whose neurons hold a graph; the original is not touched.
 
-    ``copy.deepcopy`` refuses tensors that have a history; those are detached in the copy.
+    ``copy.deepcopy`` refuses tensors that have a history; those are detached in the copy. Parameters in
+    ``shared`` are the same objects in the copy.
 
     Raises:
         ConversionError: if something in the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
     for tensor in _graph_tensors(vars(module) for module in model.modules()):
         memo[id(tensor)] = tensor.detach().clone()
     try:
@@ -202,7 +203,8 @@ class Trade:
         """The second of each pair wherever a module of ``model`` holds the first.
 
         Children in every slot, and references in plain attributes: lists, tuples and dictionaries of layers
-        kept beside the children, however nested, and bound methods (``self.act = self.lif.forward``).
+        kept beside the children, however nested, objects of the user's own classes that hold them, and bound
+        methods (``self.act = self.lif.forward``).
         """
         pairs = list(pairs)
         new = {id(old): fresh for old, fresh in pairs}
@@ -248,23 +250,48 @@ def replace_modules(model: nn.Module, pairs: Pairs) -> None:
     Trade.replacing(model, pairs).carry_out()
 
 
-def _replaced(value: Any, new: dict[int, nn.Module], places: list[_Place], seen: set[int]) -> Any:
+#: Packages whose objects hold no neurons of a model, or far more than a model.
+_FOREIGN = ("torch", "numpy", "builtins", "collections", "threading", "logging", "weakref", "functools")
+#: How deep objects are looked into, and how many containers and objects there may be; beyond, none is.
+_DEEPEST, _MOST = 12, 50_000
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object of a user's class; None of everything else, modules too."""
+    opaque = (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType)
+    if isinstance(value, opaque) or type(value).__module__.split(".")[0] in _FOREIGN:
+        return None
+    try:
+        own = vars(value)
+    except Exception:  # no attributes, or a proxy that fails where it is asked for them
+        return None
+    return own if isinstance(own, dict) else None
+
+
+def _replaced(
+    value: Any, new: dict[int, nn.Module], places: list[_Place], seen: set[int], depth: int = 0
+) -> Any:
     """What is to stand where ``value`` does; what changes inside of it is added to ``places``."""
     if id(value) in new:
         return new[id(value)]
     if isinstance(value, types.MethodType) and id(value.__self__) in new:
         return getattr(new[id(value.__self__)], value.__name__, value)
     if isinstance(value, tuple):
-        items = [_replaced(item, new, places, seen) for item in value]
+        items = [_replaced(item, new, places, seen, depth) for item in value]
         if all(item is was for item, was in zip(items, value, strict=True)):
             return value
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if isinstance(value, (dict, list, deque)) and id(value) not in seen:
         seen.add(id(value))
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            changed = _replaced(item, new, places, seen)
+            changed = _replaced(item, new, places, seen, depth)
             if changed is not item:
                 places.append(_Place(value.__setitem__, key, item, changed))
+    elif depth < _DEEPEST and len(seen) < _MOST and id(value) not in seen:
+        attributes = attributes_of(value)
+        if attributes:
+            seen.add(id(value))
+            _replaced(attributes, new, places, seen, depth + 1)
     return value
 
 

@@ -323,6 +323,11 @@ class SNNWrapper(nn.Module):
         ConversionError, UnsupportedNeuronError: for a model without neurons, or with some that cannot be run.
     """
 
+    fractional_by_itself = (
+        "is fractional by itself: pass alpha=, method= and memory= to SNNWrapper(model, ...), and read its "
+        "orders with spikede_plugins.alphas(wrapper) or wrapper.print_alpha_info()"
+    )
+
     def __init__(
         self,
         base: nn.Module,

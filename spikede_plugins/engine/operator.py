@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikede_plugins.checks import is_finite
 from spikede_plugins.engine.blocks import Reach
-from spikede_plugins.errors import OptionError, OptionTypeError, SpikedeWarning
+from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
 from spikede_plugins.exponentials import (
     BLOCK,
     EXACT,
@@ -23,14 +25,21 @@ from spikede_plugins.exponentials import (
     relative_error,
     sampled_lags,
 )
-from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials
+from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
 from spikede_plugins.orders import FractionalOrder
+from spikede_plugins.settings import SettingsTravel
 from spikede_plugins.solvers.answers import ask
 from spikede_plugins.solvers.base import CorrectorSolver, ExplicitSolver, Solver
 from spikede_plugins.solvers.glmulti import MultiTermGrunwaldLetnikov
 
 MEMORY_RESETS = ("never", "spike")
 _CPU = torch.device("cpu")
+
+_NAN = (
+    "the learned order has become nan: a loss or a gradient was not finite, and the optimiser wrote "
+    "nan into the parameter. Load the last good checkpoint, and look at the gradients before each step with "
+    "torch.nn.utils.clip_grad_norm_(..., error_if_nonfinite=True)."
+)
 
 #: Orders that the nodes for a learnable order must serve, besides the one it starts from.
 _LEARNED_RANGE = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -73,6 +82,15 @@ class Kernel(NamedTuple):
     source: Source | None = None
 
 
+def _as_option(memory: Memory) -> str | int:
+    """A memory as one would write it in an option, for checkpoints."""
+    if isinstance(memory, WindowMemory):
+        return memory.length
+    if memory in (AutoMemory(), FullMemory()) or not is_dataclass(memory):
+        return memory.describe()
+    return repr(memory)
+
+
 class _Kept(NamedTuple):
     values: tuple[float, ...]
     kernel: Kernel
@@ -113,7 +131,7 @@ def _bracket(weights: Tensor) -> Tensor:
     return weights + first
 
 
-class FractionalOperator(nn.Module):
+class FractionalOperator(SettingsTravel):
     """``D^alpha``, as one layer of neurons uses it.
 
     Args:
@@ -174,11 +192,31 @@ class FractionalOperator(nn.Module):
         self._nodes = self._choose_nodes()
         self._lags = None if self._nodes is None else sampled_lags(self._nodes.horizon)
 
+    #: The dotted path of the layer in the model that was converted, for messages.
+    path: str = ""
     #: What a captured program may take of its neuron: ``"step"`` (the state is an input and an output),
     #: ``"sequence"`` (it begins and ends within the call); empty: a captured state would be a constant.
     captures: str = ""
     #: What a compressed memory is fitted at, as numbers that a captured graph can hold.
     _lags: Tensor | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint tells of this layer beside its numbers, see :class:`SettingsTravel`."""
+        return {
+            **self.order.settings(),
+            "method": self.solver.name,
+            "memory": _as_option(self.memory),
+            "step_size": self.step_size,
+            "memory_reset": self.memory_reset,
+        }
+
+    def learned_now(self) -> dict[str, Any]:
+        """The orders that are learned, as they are now."""
+        return self.order.learned_now()
+
+    def at(self, text: str) -> str:
+        """A message with the path of the layer before it, where the layer has one."""
+        return f"{self.path}: {text}" if self.path else text
 
     @property
     def is_native(self) -> bool:
@@ -204,7 +242,7 @@ class FractionalOperator(nn.Module):
             # A state made with another memory may hold more rows than this one leaves unfolded.
             needed = min(needed, max(self.memory.fold_at, EXACT + BLOCK, _block_end(rows)) + BLOCK)
         with_graph = torch.is_grad_enabled() and not self.order.fixed
-        key = (like.dtype, like.device)
+        key = (like.dtype, like.device, self.order.count)
         kept = self._cache.get(key)
         if torch.compiler.is_compiling():
             # A compiled graph may reuse its memory (what it computes is not for keeping) and learns alpha
@@ -214,6 +252,8 @@ class FractionalOperator(nn.Module):
                 return kept.kernel
             return self._compute(needed, like, traced)
         numbers = self._learnable() if not self.order.fixed else []
+        if any(t.is_meta for t in numbers):
+            return self._shapes_only(needed, like, traced, numbers)
         with torch.no_grad():  # the numbers the kernel depends on, as they are now
             values = tuple(x for t in numbers for x in t.reshape(-1).tolist())
         if (
@@ -222,6 +262,8 @@ class FractionalOperator(nn.Module):
             or not _enough(kept.kernel, needed, traced)
             or (with_graph and kept.tangents is None)
         ):
+            if any(map(math.isnan, values)):
+                raise OrderError(self.at(_NAN))
             length = 64
             while length < needed:
                 length *= 2
@@ -234,6 +276,23 @@ class FractionalOperator(nn.Module):
         if not with_graph or kept.tangents is None:
             return kept.kernel
         return self._with_graph(kept.kernel, kept.tangents, numbers)
+
+    def _shapes_only(self, needed: int, like: Tensor, traced: bool, numbers: list[Tensor]) -> Kernel:
+        """A kernel for a learned order on the meta device, from a stand-in for the numbers it has not."""
+        if not like.is_meta:
+            raise StateError(
+                self.at(
+                    "its learned order is on the meta device, which has no numbers, and its input is on "
+                    f"{like.device}; give it numbers with model.to_empty(device=...) and load_state_dict."
+                )
+            )
+        double = torch.float64
+        stand_in = [torch.linspace(0.5, 0.9, t.numel(), dtype=double).reshape(t.shape) for t in numbers]
+        with torch.no_grad():
+            kernel = self._compute(needed, like, traced, stand_in)
+        tie = sum(t.sum() for t in numbers).to(like.dtype) * 0.0  # type: ignore[union-attr]
+        fields = [field + tie if isinstance(field, Tensor) else field for field in kernel]
+        return Kernel(*fields)._replace(source=Source())  # type: ignore[arg-type]
 
     def _learnable(self) -> list[Tensor]:
         """Orders and coefficients as the solver sees them, float64, with their graph.
@@ -349,6 +408,11 @@ class FractionalOperator(nn.Module):
         """Whether old states are folded into traces once there are enough of them."""
         return self._nodes is not None
 
+    @property
+    def traces(self) -> int:
+        """How many traces a compressed memory has; 0 for none."""
+        return 0 if self._nodes is None else len(self._nodes.rates)
+
     def reach(self) -> Reach:
         """How far back a run looks, as the engines take it."""
         return Reach(self.memory.limit, self.memory.fold_at if self.folds else 0)
@@ -437,7 +501,7 @@ class FractionalOperator(nn.Module):
         """The memory for reports, with the number of traces and the error that was reached."""
         if self._nodes is None:
             return self.memory.describe()
-        return f"{self.memory.describe()} ({len(self._nodes.rates)} traces, error {self._nodes.error:.0e})"
+        return f"{self.memory.describe()} ({self.traces} traces, error {self._nodes.error:.0e})"
 
     def extra_repr(self) -> str:
         text = f"method={self.solver.name!r}, memory={self.memory_text()}"

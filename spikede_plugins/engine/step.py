@@ -93,11 +93,15 @@ def check_channels(operator: FractionalOperator, shape: torch.Size) -> int | Non
     dim = operator.order.channel_dim
     if dim is None:
         return None
+    if -len(shape) <= dim < len(shape) and not operator.order.sized:
+        operator.order.size(shape[dim])
     count = operator.order.count
     if not -len(shape) <= dim < len(shape) or shape[dim] != count:
         raise OptionError(
-            f"PerChannel has {counted(count, 'order')} for dimension {dim}, but one time step has shape "
-            f"{tuple(shape)}; give one order for each channel, or another dim=."
+            operator.at(
+                f"PerChannel has {counted(count, 'order')} for dimension {dim}, but one time step has shape "
+                f"{tuple(shape)}; give one order for each channel, or another dim=."
+            )
         )
     return dim % len(shape)
 
