@@ -131,7 +131,8 @@ def shown(value: float | Tensor) -> str:
     """A number, or what is trained or has one number a neuron, as ``repr`` shows it."""
     if not isinstance(value, Tensor):
         return f"{value:.4g}"
-    text = f"{value.detach().item():.4g}" if value.numel() == 1 and is_readable(value) else str([*value.shape])
+    single = value.numel() == 1 and is_readable(value)
+    text = f"{value.detach().item():.4g}" if single else str([*value.shape])
     return text + " (learned)" * value.requires_grad
 
 
@@ -312,8 +313,9 @@ class _SoftReset(BaseNeuron):
         tau, threshold = self.get_tau(), self.threshold
         if isinstance(threshold, Tensor) or (isinstance(tau, Tensor) and tau.dim()):
             return super().as_elementwise()
+        learned = isinstance(tau, Tensor)
         code = AffineCode(
-            leak="multiply" if isinstance(tau, Tensor) else "divide", tau=1.0 if isinstance(tau, Tensor) else tau,
+            leak="multiply" if learned else "divide", tau=1.0 if isinstance(tau, Tensor) else tau,
             pull=self.leaks, threshold=threshold, reset=None, detach_reset=True,
             surrogate=self.surrogate_opt, surrogate_alpha=self.surrogate_grad_scale, in_rate=True,
         )  # fmt: skip
