@@ -26,6 +26,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from spikede_plugins.known_layers import treats_samples_alone
 from spikede_plugins.layer_runs import Layer, Run, call_base, tensors_of
@@ -145,26 +146,54 @@ _DRAWN = {
 }  # fmt: skip
 
 
-class _WithoutDropout(TorchFunctionMode):
-    """Drops nothing, and draws the same for each row: what is drawn for each sample alone mixes nothing.
+#: Functions that look at numbers: what is done upon that is done for all samples of a batch.
+_LOOKS = (
+    "__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "equal", "allclose",
+    "is_nonzero",
+)  # fmt: skip
+#: What may be looked at: whether numbers are any.
+_ALLOWED = ("isnan", "isinf", "isfinite")
+
+
+class _Followed(TorchFunctionMode):
+    """Drops nothing, draws the same for each row, and notices when numbers of the batch are looked at.
+
+    What is drawn for each sample alone mixes nothing.
 
     Args:
         rows: of the batch that the model is called with.
+        batch: tensors that depend on the batch; those that are computed from them are added.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, batch: WeakTensorKeyDictionary) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.batch, self.looked = rows, batch, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in _DROPOUTS:
             return args[0] if args else kwargs["input"]
+        depends = any(t in self.batch for t in _tensors((args, kwargs)))
+        self.looked |= depends and name in _LOOKS
         out = func(*args, **kwargs)
+        if depends and name not in _ALLOWED:
+            written = args[:1] if name == "__setitem__" else ()
+            for tensor in _tensors((out, written)):
+                self.batch[tensor] = True
         if name in _DRAWN and isinstance(out, Tensor) and out.dim() and out.shape[0] % self.rows == 0:
             out.fill_(_DRAWN[name])
         return out
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 def _passed(x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -245,14 +274,19 @@ class _Check:
         self.base, self.rows, self.close = base, rows, close
         self.times, self.batch = rows.shape[:2]
         self.state = ""
+        self.derived = WeakTensorKeyDictionary()
 
     def call(self, model: nn.Module, step: int | None) -> _Seen:
         """What neurons are given and what is returned, of a time or of all, folded."""
         _seed(self.rows.device)
         run = _Watched(1 if step is not None else self.times, self.batch, step, self.times)
         x = self.rows.flatten(0, 1) if step is None else self.rows[step]
-        with _WithoutDropout(len(x)):
-            out = call_base(model, run, x.clone(), None)
+        x = x.clone()
+        self.derived[x] = True
+        with _Followed(len(x), self.derived) as followed:
+            out = call_base(model, run, x, None)
+        if followed.looked:
+            raise _Difference(f"the forward of {type(self.base).__name__} looks at the numbers of its batch")
         returned = [] if run.time_is_gone else [("in what it returns", t) for t in tensors_of(out)]
         return [*run.given, *returned]
 
@@ -269,6 +303,8 @@ class _Check:
             for step in range(self.times):
                 parts.append(self.call(stepped, step))
                 after.append(kept.now())
+        except _Difference:
+            raise
         except Exception as error:
             # Drawn spikes and rows may be none that the model takes: its own error comes with its own run.
             raise _Undecided(f"a check of it raised {type(error).__name__}: {error}") from error

@@ -18,7 +18,7 @@ Since time lies in the batch, batch normalisation in training mode takes its sta
 multi-step frameworks do. Where the network is evaluated at single times (torchdiffeq's methods, and
 ``fdeint_adjoint``, in backward once more) it takes them over ``B`` there, each time, and its output is read
 in the same way; running statistics are updated at each evaluation. Control flow in ``base`` that looks at
-values sees all times at once on a grid, and single ones otherwise.
+values sees single times, unless ``time="fold"`` says otherwise.
 """
 
 from __future__ import annotations
@@ -455,6 +455,7 @@ class SNNWrapper(nn.Module):
         self.options = {**_as_options(options), **({} if memory is None else {"memory": memory})}
         self._operators: dict[Any, list[FractionalOperator]] = {}
         self._findings: dict[Any, Finding] = {}
+        self._mode: Any = None
         self._tries, self._said = 0, False
         _way(integrator, method, self.options)
         self.base = _with_framework_neurons(base)
@@ -506,7 +507,7 @@ class SNNWrapper(nn.Module):
     def _replicate_for_data_parallel(self) -> Any:
         replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         replica._operators = {}  # found by the neurons' identity
-        replica._findings = {}
+        replica._mode = self._mode or self._mode_now()  # findings are shared, modules are new in every call
         return replica
 
     @uncompiled_alone
@@ -646,7 +647,7 @@ class SNNWrapper(nn.Module):
 
     def _finding(self, x: Tensor) -> Finding:
         """What was found out about the model as it is built and in the mode it is in."""
-        key = tuple((id(module), type(module), module.training) for module in self.base.modules())
+        key = self._mode or self._mode_now()
         known = self._findings.get(key)
         if known is None:
             known = find_out(self.base, x)
@@ -658,6 +659,9 @@ class SNNWrapper(nn.Module):
                     self._findings.pop(next(iter(self._findings)))
                 self._findings[key] = known
         return known
+
+    def _mode_now(self) -> Any:
+        return tuple((id(module), type(module), module.training) for module in self.base.modules())
 
     # -- orders -----------------------------------------------------------------------------------
 

@@ -92,6 +92,13 @@ class Quiet(Between):
         return x * (1 + (x > 0.5).float().mean(0))
 
 
+class Looking(Between):
+    """A branch for the whole batch."""
+
+    def mix(self, x):
+        return -x if x[0].sum() > x[1].sum() else x
+
+
 class Recurrent(Between):
     """Cells with hidden states of their own."""
 
@@ -138,7 +145,7 @@ class Counting(Between):
         return x if self.calls < 10 else -x
 
 
-UNSAFE = [Messages, Dense, Centred, Attending, Gated, Quiet, Recurrent, LongShort, Running, Counting]
+UNSAFE = [Messages, Dense, Centred, Attending, Gated, Quiet, Looking, Recurrent, LongShort, Running, Counting]
 
 
 def loop(model, x, integrator, method):
@@ -238,6 +245,7 @@ class Safe(nn.Module):
         self.seen, self.notes = None, []
 
     def forward(self, x):
+        assert not torch.isnan(x).any()
         y = F.dropout(self.norm(self.conv(x)), 0.5, self.training)
         kept = torch.rand(len(x), 1, 1, 1) if self.training else torch.ones(len(x), 1, 1, 1)
         y = y + self.lif(y) * (kept > 0.1)
