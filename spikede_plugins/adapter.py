@@ -172,6 +172,20 @@ class Adapter(ABC):
         """
         raise OptionError(self.sequence_obstacle(module))
 
+    def stepping(self, module: nn.Module, operator: FractionalOperator) -> nn.Module:
+        """A copy of a fractional neuron that takes ``operator``, starts afresh and is called once a step.
+
+        The copy shares the parameters of ``module``, which stays as it is. Asked only of neurons without a
+        :meth:`sequence_obstacle`.
+
+        Raises:
+            OptionError: if the adapter does not offer it.
+        """
+        raise OptionError(
+            f"the adapter {self.name!r} runs whole sequences and no single steps, which a model that mixes "
+            'samples or keeps a state needs; use time="fold" if the model treats each sample alone.'
+        )
+
     def finish(
         self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]
     ) -> None:

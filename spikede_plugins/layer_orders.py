@@ -7,6 +7,9 @@
 | [0.3, 0.8] | ``"multiterm"`` | every layer: ``sum_j c_j D^{a_j} v``, c from ``multi_coefficient`` (ones) |
 | [0.3, 0.8] with ``multi_coefficient`` | ``"auto"`` | as ``"multiterm"`` |
 | [[0.3, 0.5], 0.8] | any | one entry a layer; several orders there are a sum of terms |
+
+One entry a layer goes by the order in which the neurons are called (``call_order``). A coefficient counts
+for a single term as well: ``c D^a v``.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ def layer_orders(
 
     Args:
         alpha, alpha_mode: see the table at the head of this file.
-        layers: the names of the layers, in the model's own order.
-        multi_coefficient: factors of a sum of terms: one sequence for all layers, or one a layer.
+        layers: the names of the layers, in the order of their calls.
+        multi_coefficient: factors of a sum of terms, or of a single one: one sequence for all layers, or one
+            a layer.
         learn_alpha, learn_coefficient: train them: for all layers, or one bool a layer.
 
     Raises:
@@ -50,16 +54,21 @@ def layer_orders(
     factors = _coefficients(multi_coefficient, entries, layers)
     train_factors = _flags(learn_coefficient, layers, "learn_coefficient")
     several = [isinstance(entry, (list, MultiTerm)) for entry in entries]
-    if learn_coefficient is True and not any(several):
+    if learn_coefficient is True and not any(several) and all(c is None for c in factors):
         raise OptionError(
-            "learn_coefficient=True, but no layer has coefficients; give several orders, "
-            'e.g. alpha=[0.3, 0.7], alpha_mode="multiterm".'
+            "learn_coefficient=True, but no layer has coefficients; give one, e.g. multi_coefficient=[1.0], "
+            'or several orders, e.g. alpha=[0.3, 0.7], alpha_mode="multiterm".'
         )
     orders = []
     for entry, c, train, learn, name in zip(entries, factors, train_factors, learned, layers, strict=True):
-        if not isinstance(entry, (list, MultiTerm)) and not isinstance(learn_coefficient, bool) and train:
-            raise OptionError(f"learn_coefficient is True for layer {name!r}, which has one order only.")
+        single = not isinstance(entry, (list, MultiTerm))
+        if single and c is None and not isinstance(learn_coefficient, bool) and train:
+            raise OptionError(
+                f"learn_coefficient is True for layer {name!r}, which has one order only and no coefficient."
+            )
         try:
+            if single and c is not None and (train or c != [1.0]):
+                entry = _with_factor(entry)
             if isinstance(entry, list):
                 entry = MultiTerm(entry, c if c is not None else [1.0] * len(entry), train)
             elif isinstance(entry, MultiTerm):
@@ -68,6 +77,32 @@ def layer_orders(
         except (OrderError, OptionError, OptionTypeError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
     return orders
+
+
+def _with_factor(entry: Any) -> list[Any]:
+    if isinstance(entry, PerChannel):
+        raise OptionError("orders by channel take no coefficient; scale tau instead.")
+    return [entry]
+
+
+def entries_by_layer(
+    alpha: Any, layers: int, multi_coefficient: Any, learned: Sequence[Any], alpha_mode: str
+) -> int | None:
+    """How many entries, one a layer, the arguments of :func:`layer_orders` have; None if all are for all.
+
+    Args:
+        layers: how many neurons there are.
+        learned: ``learn_alpha`` and ``learn_coefficient``.
+    """
+    alpha, factors = _plain(alpha), _plain(multi_coefficient)
+    if isinstance(alpha, list):
+        nested = any(isinstance(a, (list, PerChannel, MultiTerm)) for a in alpha)
+        alone = alpha_mode == "auto" and factors is None and len(alpha) == layers == 1
+        if nested or alone or alpha_mode == "per_layer":
+            return len(alpha)
+    if isinstance(factors, list) and any(isinstance(c, list) or c is None for c in factors):
+        return len(factors)
+    return next((len(flags) for flags in learned if isinstance(flags, (list, tuple))), None)
 
 
 def _plain(value: Any) -> Any:
@@ -128,22 +163,32 @@ def _coefficients(given: Any, entries: list[Any], layers: Sequence[str]) -> list
         raise OptionTypeError(
             f"multi_coefficient must be a sequence of numbers, or one a layer, got {type(given).__name__}."
         )
-    if not any(isinstance(entry, list) for entry in entries):
-        raise OptionError(
-            "multi_coefficient is given, but no layer has several orders; give them as "
-            'alpha=[...], alpha_mode="multiterm".'
-        )
     if not any(isinstance(c, list) or c is None for c in given):
-        return [given if isinstance(entry, list) else None for entry in entries]
+        if any(isinstance(entry, list) for entry in entries):
+            return [given if isinstance(entry, list) else None for entry in entries]
+        if len(given) not in (1, len(layers)):
+            raise OrderError(
+                f"multi_coefficient has {len(given)} entries for layers with one order each; give one for "
+                f"all, or one for each of the {_found(layers)}."
+            )
+        given = [[c] for c in given] * (len(layers) if len(given) == 1 else 1)
     if len(given) != len(layers):
         raise OrderError(
             f"multi_coefficient has {len(given)} entries, but the model has {_found(layers)}; "
             "give one for each, or one flat sequence for all."
         )
-    return [
-        None if not isinstance(entry, list) else [c] * len(entry) if isinstance(c, (int, float)) else c
-        for c, entry in zip(given, entries, strict=True)
-    ]
+    return [_factors(c, entry, name) for c, entry, name in zip(given, entries, layers, strict=True)]
+
+
+def _factors(given: Any, entry: Any, name: str) -> list[float] | None:
+    """The factors of one layer."""
+    if given is None or isinstance(entry, MultiTerm):  # which has its own
+        return None
+    count = len(entry) if isinstance(entry, list) else 1
+    factors = [given] * count if isinstance(given, (int, float)) else given
+    if count == 1 and len(factors) != 1:
+        raise OrderError(f"layer {name!r} has one order but {len(factors)} coefficients; give one.")
+    return factors  # type: ignore[no-any-return]
 
 
 def _flags(given: Any, layers: Sequence[str], what: str) -> list[bool]:

@@ -15,21 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter
-from spikede_plugins.engine import (
-    FRESH,
-    FractionalOperator,
-    HistoryLog,
-    can_scan,
-    charge_step,
-    scan,
-    state_dtype,
-)
+from spikede_plugins.engine import FractionalOperator, state_dtype
 from spikede_plugins.errors import OptionError, StateError
+from spikede_plugins.neuron_steps import FrameworkNeuronCall, NeuronCall, OwnNeuronCall
 from spikede_plugins.neurons import BaseNeuron, current_driver, driven_by
-from spikede_plugins.solvers.base import CorrectorSolver
 from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
 
-_CHANGED = "the model called other neurons than before; which it calls must not depend on values."
+CHANGED = "the model called other neurons than before; which it calls must not depend on values."
 DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -96,54 +88,39 @@ class Run:
         return out
 
 
+#: For the n-th call of a neuron in a call of the model: its order, bound to solver, memory and step.
+Operators = Callable[[Layer, int], FractionalOperator]
+
+
+def neuron_call(layer: Layer, operator: FractionalOperator, like: Tensor, record: bool) -> NeuronCall:
+    """A neuron from its start on, for input like ``like [B, ...]``."""
+    if isinstance(layer, FrameworkNeuron):
+        return FrameworkNeuronCall(layer.neuron, layer.adapter, operator, record)
+    return OwnNeuronCall(layer, operator, like, record)
+
+
 class GridRun(Run):
-    """Each neuron runs all T steps from 0, by its own operator; ``rows`` of the output are wanted, or all."""
+    """Each neuron runs all T steps from 0, by its own operator; ``rows`` of the output are wanted, or all.
+
+    With ``record``, ``potentials`` has for each call of a neuron its potentials ``[T, B, ...]``.
+    """
 
     def __init__(
-        self, steps: int, batch: int, operators: dict[int, FractionalOperator], rows: Tensor | None
+        self, steps: int, batch: int, operators: Operators, rows: Tensor | None, record: bool = False
     ) -> None:
         super().__init__(steps, batch)
-        self.operators, self.rows = operators, rows
+        self.operators, self.rows, self.record = operators, rows, record
+        self.called: list[Layer] = []
+        self.potentials: list[Tensor] = []
 
     def __call__(self, layer: Layer, current: Tensor) -> Tensor:
         x_seq = self.unfold_time(current)
-        operator = self.operators.get(id(layer))
-        if operator is None:
-            raise StateError(
-                f"a {type(layer).__name__} is called that was not in the model when it was wrapped; "
-                "wrap the model anew."
-            )
-        if isinstance(layer, FrameworkNeuron):
-            spikes = layer.adapter.run_sequence(layer.neuron, operator, x_seq)
-        else:
-            spikes = _neuron_sequence(layer, operator, x_seq)
+        operator = self.operators(layer, len(self.called))
+        self.called.append(layer)
+        call = neuron_call(layer, operator, x_seq[0], self.record)
+        spikes = call.sequence(x_seq)
+        self.potentials += call.potentials
         return spikes.flatten(0, 1).to(current.dtype)
-
-
-def _neuron_sequence(neuron: BaseNeuron, operator: FractionalOperator, x_seq: Tensor) -> Tensor:
-    """The spikes ``[T, B, ...]`` of a neuron that starts from 0."""
-    v = torch.zeros(x_seq.shape[1:], dtype=state_dtype(x_seq), device=x_seq.device)
-    elementwise = neuron.as_elementwise()
-    solver = operator.solver
-    if elementwise is None and isinstance(solver, CorrectorSolver) and solver.predictor is None:
-        raise OptionError(
-            f"method={solver.name!r} solves for each element alone, and {type(neuron).__name__} has not said "
-            'that this is right: set elementwise = True in its class if so, or use method="abm".'
-        )
-    if elementwise is not None and can_scan(operator):
-        return scan(operator, elementwise, x_seq, v, FRESH, HistoryLog())[0]
-    history, log, spikes = FRESH, HistoryLog(), []
-    for x in x_seq.to(v.dtype):
-        fired: list[Tensor] = []
-
-        def charge(v: Tensor, x: Tensor = x, fired: list[Tensor] = fired) -> Tensor:
-            rate, spike = neuron.dynamics(v, x)
-            fired.append(spike)
-            return v + rate
-
-        v, history = charge_step(operator, charge, v, history, log)
-        spikes.append(fired[0])  # that at the potential before the step; solvers may ask for more
-    return torch.stack(spikes)
 
 
 class StateRun(Run):
@@ -171,7 +148,7 @@ class StateRun(Run):
             self.rates.append(resting)
             return torch.zeros_like(current)
         if len(self.rates) == len(self.states):
-            raise StateError(_CHANGED)
+            raise StateError(CHANGED)
         v = self.states[len(self.rates)]
         rate, spike = layer.dynamics(v, current.to(v.dtype))
         self.rates.append(rate)
@@ -179,7 +156,7 @@ class StateRun(Run):
 
     def all_rates(self) -> tuple[Tensor, ...]:
         if self.states is not None and len(self.rates) != len(self.states):
-            raise StateError(_CHANGED)
+            raise StateError(CHANGED)
         return tuple(self.rates)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikede_plugins.checks import flag, is_finite
+from spikede_plugins.checks import flag, is_finite, is_readable
 from spikede_plugins.engine import AffineCode, ElementwiseNeuron, affine_neuron
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, UnknownNameError, nearest
 from spikede_plugins.surrogate import spike, surrogate_name
@@ -85,12 +85,13 @@ _SMALLEST = 1e-30
 
 
 def number(value: Any, what: str, *, positive: bool = True) -> float:
-    """``value`` as a finite (positive) float.
+    """``value`` (a number of Python or NumPy, or a tensor of one element) as a finite (positive) float.
 
     Raises:
         OptionTypeError: if it is not a number.
         OptionError: if it is not finite, or not positive where it must be.
     """
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise OptionTypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}).")
     if not is_finite(value) or (positive and value <= 0):
@@ -100,12 +101,48 @@ def number(value: Any, what: str, *, positive: bool = True) -> float:
     return float(value)
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy or a tensor of one element as one of Python; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 and is_readable(value) else value
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def number_or_tensor(value: Any, what: str, *, positive: bool = True) -> float | Tensor:
+    """``value`` as a float, or, where it is to be trained or has one number a neuron, the tensor itself.
+
+    Raises:
+        OptionTypeError: if it is neither a number nor a tensor of real numbers.
+        OptionError: if a number in it is not finite, or not positive where it must be.
+    """
+    if not isinstance(value, Tensor) or not (value.requires_grad or value.numel() != 1):
+        return number(value, what, positive=positive)
+    if not value.is_floating_point() or value.numel() == 0:
+        raise OptionTypeError(
+            f"{what} must hold floating point numbers, got {value.dtype} of shape {tuple(value.shape)}."
+        )
+    if is_readable(value):
+        for one in (value.detach().amin(), value.detach().amax()):  # NaN is both
+            number(one, what, positive=positive)
+    return value
+
+
+def shown(value: float | Tensor) -> str:
+    """A number, or what is trained or has one number a neuron, as ``repr`` shows it."""
+    if not isinstance(value, Tensor):
+        return f"{value:.4g}"
+    single = value.numel() == 1 and is_readable(value)
+    text = f"{value.detach().item():.4g}" if single else str([*value.shape])
+    return text + " (learned)" * value.requires_grad
+
+
 class BaseNeuron(nn.Module):
     """A spiking neuron; subclasses define ``forward(v_mem, current_input) -> (dv_dt, spike)``.
 
     Args:
         tau: time constant, > 0, in the unit of time of the run.
-        threshold: firing threshold.
+        threshold: firing threshold. An ``nn.Parameter`` (0-dim, or one number a neuron) is trained; so is
+            one put in the place of ``neuron.threshold`` afterwards.
         surrogate_grad_scale: the surrogate's scale, ``a`` in the table of ``spikede_plugins.surrogate``.
         surrogate_opt: the surrogate gradient by name, with or without ``_surrogate`` behind it; or
             ``"noisy"``, a threshold with logistic noise (:func:`noisy_threshold_spike`).
@@ -132,15 +169,21 @@ class BaseNeuron(nn.Module):
 
     def __init__(
         self,
-        tau: float = 0.5,
-        threshold: float = 1.0,
+        tau: float | Tensor = 0.5,
+        threshold: float | Tensor = 1.0,
         surrogate_grad_scale: float = 5.0,
         surrogate_opt: str = "arctan",
         tau_learnable: bool = False,
     ) -> None:
         super().__init__()
-        self.initial_tau = number(tau, "tau")
-        self.threshold = number(threshold, "threshold", positive=False)
+        self.initial_tau: float | Tensor
+        self.threshold: float | Tensor
+        for name, value, positive in (("initial_tau", tau, True), ("threshold", threshold, False)):
+            given = number_or_tensor(value, name.removeprefix("initial_"), positive=positive)
+            if isinstance(given, Tensor) and not given.requires_grad:
+                self.register_buffer(name, given, persistent=False)
+            else:
+                setattr(self, name, given)
         self.surrogate_grad_scale = number(surrogate_grad_scale, "surrogate_grad_scale")
         if not isinstance(tau_learnable, bool):
             raise OptionTypeError(f"tau_learnable must be True or False, got {tau_learnable!r}.")
@@ -194,6 +237,8 @@ class BaseNeuron(nn.Module):
         """The neuron as the scan engine takes it, or None: then it is run step by step."""
         if not self._says_elementwise() or self.surrogate_opt == "noisy":
             return None
+        if any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values()):
+            return None  # what is trained through a tensor that is no parameter: autograd follows the loop
         bare = _Bare(self)
         params = tuple(bare.parameters())
         names = [name for name, _ in bare.named_parameters()]
@@ -217,9 +262,8 @@ class BaseNeuron(nn.Module):
         return self.elementwise and says <= defines and "forward" not in vars(self)
 
     def extra_repr(self) -> str:
-        trained = " (learned)" if self.tau_learnable else ""
         return (
-            f"tau={float(self.get_tau()):.4g}{trained}, threshold={self.threshold:.4g}, "
+            f"tau={shown(self.get_tau())}, threshold={shown(self.threshold)}, "
             f"surrogate={self.surrogate_opt}({self.surrogate_grad_scale:.4g})"
         )
 
@@ -271,12 +315,15 @@ class _SoftReset(BaseNeuron):
             return super().as_elementwise()
         if self.surrogate_opt == "noisy":
             return None
+        tau, threshold = self.get_tau(), self.threshold
+        if isinstance(threshold, Tensor) or (isinstance(tau, Tensor) and tau.dim()):
+            return super().as_elementwise()
+        learned = isinstance(tau, Tensor)
         code = AffineCode(
-            leak="multiply" if self.tau_learnable else "divide", tau=self.initial_tau, pull=self.leaks,
-            threshold=self.threshold, reset=None, detach_reset=True, surrogate=self.surrogate_opt,
-            surrogate_alpha=self.surrogate_grad_scale, in_rate=True,
+            leak="multiply" if learned else "divide", tau=1.0 if isinstance(tau, Tensor) else tau,
+            pull=self.leaks, threshold=threshold, reset=None, detach_reset=True,
+            surrogate=self.surrogate_opt, surrogate_alpha=self.surrogate_grad_scale, in_rate=True,
         )  # fmt: skip
-        tau = self.get_tau()
         return affine_neuron(code, (1.0 / tau,) if isinstance(tau, Tensor) else ())
 
 
@@ -316,7 +363,7 @@ class HardResetLIFNeuron(BaseNeuron):
     elementwise = True
 
     def __init__(
-        self, tau: float = 0.5, threshold: float = 1.0, surrogate_grad_scale: float = 5.0,
+        self, tau: float | Tensor = 0.5, threshold: float | Tensor = 1.0, surrogate_grad_scale: float = 5.0,
         reset_strength: float = 50.0,
     ) -> None:  # fmt: skip
         super().__init__(tau, threshold, surrogate_grad_scale)
@@ -382,7 +429,7 @@ class NoisyLIFNeuron(BaseNeuron):
     """
 
     def __init__(
-        self, tau: float = 10.0, threshold: float = 1.0, gamma: float = 0.2,
+        self, tau: float | Tensor = 10.0, threshold: float | Tensor = 1.0, gamma: float = 0.2,
         train_spike_mode: str = "hard_concrete", concrete_temp: float = 0.25, z_clip: float | None = 10.0,
         hard_eval: bool = True, detach_reset: bool = True,
     ) -> None:  # fmt: skip

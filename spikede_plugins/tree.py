@@ -158,6 +158,31 @@ def copy_model(model: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Modu
         ) from error
 
 
+def copy_of_state(module: nn.Module, detached: bool = False) -> Any:
+    """A deep copy that shares the parameters, and, unless ``detached``, tensors with a history as well.
+
+    What the copy carries from call to call is its own; what it learns is the original's.
+
+    Raises:
+        Exception: whatever a part of the module raises that refuses to be copied.
+    """
+    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
+    for tensor in _graph_tensors(vars(part) for part in module.modules()):
+        memo[id(tensor)] = tensor.detach().clone() if detached else tensor
+    return copy.deepcopy(module, memo)
+
+
+def without_hooks(model: nn.Module) -> nn.Module:
+    """``model`` with the hooks taken off that are not torch's own, such as those of monitors."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                home = getattr(hook, "__module__", None) or type(hook).__module__
+                if home.split(".")[0] != "torch" and type(hook).__module__.split(".")[0] != "torch":
+                    del hooks[key]
+    return model
+
+
 def _graph_tensors(attributes: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
     """Tensors with a history in the attributes of modules: states, in whatever container or object."""
     opaque = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)

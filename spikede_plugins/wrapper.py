@@ -7,19 +7,24 @@ On a grid the network is run layer by layer: time is folded into the batch, ``ba
 the whole network would give is the same numbers, because no layer looks at a later layer's past. The input
 is held during a step, and the output at ``t_k`` is that of the potentials reached at ``t_k``.
 
+That is so where ``base`` treats each sample of its batch alone. A model that mixes them (message passing
+between nodes, attention or means over the batch) or keeps a state of its own (a recurrent cell) is called
+once a step instead, as a loop over time would. ``time="auto"`` finds out which it is (``time_check``).
+
 An adaptive solver of integer order evaluates the whole network at times of its own, on interpolated input;
-the output is then read at the times asked for. ``base`` is called as it is in both ways: nothing is traced.
+the output is then read at the times asked for. ``base`` is called as it is in all ways.
 
 Since time lies in the batch, batch normalisation in training mode takes its statistics over ``T * B``, as
 multi-step frameworks do. Where the network is evaluated at single times (torchdiffeq's methods, and
 ``fdeint_adjoint``, in backward once more) it takes them over ``B`` there, each time, and its output is read
 in the same way; running statistics are updated at each evaluation. Control flow in ``base`` that looks at
-values sees all times at once on a grid, and single ones otherwise.
+values sees single times, unless ``time="fold"`` says otherwise.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,13 +34,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spikede_plugins.checks import is_finite
+from spikede_plugins.call_order import CallOrder, traced_calls, use_name
+from spikede_plugins.checks import flag, is_finite
 from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.errors import (
     ConversionError,
     MissingExtraError,
     OptionError,
     OptionTypeError,
+    OrderError,
     SpikedeWarning,
     StateError,
     UnknownNameError,
@@ -45,12 +52,13 @@ from spikede_plugins.errors import (
 from spikede_plugins.fdeint import fdeint_adjoint
 from spikede_plugins.heads import ClassificationHead
 from spikede_plugins.interpolation import Interpolant, available_interpolations
-from spikede_plugins.layer_orders import layer_orders
+from spikede_plugins.layer_orders import entries_by_layer, layer_orders
 from spikede_plugins.layer_runs import (
     FrameworkNeuron,
     GridRun,
     Layer,
     Masks,
+    Operators,
     Run,
     StateRun,
     VectorField,
@@ -61,16 +69,23 @@ from spikede_plugins.layer_runs import (
 )
 from spikede_plugins.loading import watch_loading
 from spikede_plugins.memory import Memory, as_memory
+from spikede_plugins.model_state import as_is, put_back
 from spikede_plugins.neurons import BaseNeuron
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.registry import adapters_in_use, available_solvers, get_solver
 from spikede_plugins.sample_times import blur_of, rows_of, sample_times, time_points, uniform_step
 from spikede_plugins.solvers.base import CorrectorSolver, Solver
+from spikede_plugins.step_runs import At, HeadInputs, StepRun, gathered, integrate_steps, run_steps
+from spikede_plugins.time_check import Finding, find_out
 from spikede_plugins.tree import copy_model, find_neurons, replace_modules
 from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
 
 INTEGRATORS = ("odeint", "odeint_adjoint", "fdeint", "fdeint_adjoint")
 DROPOUTS = ("step", "sequence")
+TIMES = ("auto", "fold", "step")
+#: How often a check that could not tell is made again before the model is stepped for good.
+_TRIES = 3
+_log = logging.getLogger("spikede_plugins")
 _GRID_OPTIONS = ("memory", "step_size")
 #: How many steps ``fdeint_adjoint`` reads out at a time.
 _CHUNK = 16
@@ -293,6 +308,76 @@ def _unset() -> FractionalOperator:
     return FractionalOperator(FractionalOrder(0.5), get_solver("gl"))
 
 
+class _Ode(NamedTuple):
+    """What torchdiffeq is asked for.
+
+    Attributes:
+        times, wanted: the times of the samples and of the output; ``blur`` what counts as the same time.
+        way: the method and its options.
+        chosen: whether the output's times were asked for.
+        record: whether potentials are.
+        folds: whether times may be folded into the batch.
+    """
+
+    times: Tensor
+    wanted: Tensor
+    blur: float
+    way: _Way
+    chosen: bool
+    record: bool
+    folds: bool
+
+
+class _Grid(NamedTuple):
+    """What ``fdeint_adjoint`` is asked for; ``rows`` of the grid are the output's, or all."""
+
+    times: Tensor
+    rows: Tensor | None
+    way: _Way
+    record: bool
+    folds: bool
+
+
+class _Reading(NamedTuple):
+    """The output of ``base`` at times where its input ``x`` and the ``states`` of its neurons are known.
+
+    Attributes:
+        chosen: whether the times were asked for.
+        again: keep no activations, but compute them once more in backward.
+    """
+
+    base: nn.Module
+    x: Tensor
+    states: Sequence[Tensor]
+    masks: Masks | None
+    chosen: bool
+    again: bool = False
+
+    def several(self, times: Tensor) -> Any:
+        """The output at some times, which are folded into the batch."""
+
+        def read(x: Tensor, *states: Tensor) -> Any:
+            run = StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
+            return run.output(call_base(self.base, run, x.flatten(0, 1), self.masks)), run
+
+        return self._made(read, self.x[times], *(v[times] for v in self.states))[0]
+
+    def one(self, k: int, heads: HeadInputs) -> tuple[Any, Run]:
+        """The output at one time, ``[B, ...]``."""
+
+        def read(x: Tensor, *states: Tensor) -> Any:
+            run = At(len(x), list(states), False, heads, k)
+            return call_base(self.base, run, x, self.masks), run
+
+        return self._made(read, self.x[k], *(v[k] for v in self.states))
+
+    def _made(self, read: Callable[..., Any], *given: Tensor) -> tuple[Any, Run]:
+        out, run = checkpoint(read, *given, use_reentrant=False) if self.again else read(*given)
+        if self.chosen:
+            _refuse_times(run)
+        return out, run
+
+
 # -- the wrapper ----------------------------------------------------------------------------------
 
 
@@ -315,6 +400,15 @@ class SNNWrapper(nn.Module):
             counts where there is a single time point, else ``x_time`` has it. For torchdiffeq's methods
             ``rtol`` (1e-3), ``atol`` (1e-4), ``max_num_steps`` (10 000, adaptive ones) and their own options.
         dropout: ``"step"`` for masks drawn at every step, ``"sequence"`` for one a sequence.
+        time: ``"fold"`` to call ``base`` once with all times folded into its batch, for models that treat
+            each sample alone; ``"step"`` to call it once a step. ``"auto"`` folds only a model that is known
+            to treat samples alone, or that gave the same both ways on the first times of the first call (and
+            of the first one in another mode); else it steps, and a line of the logger ``spikede_plugins``
+            says once which layer is the reason.
+
+    An argument with one entry a neuron (``alpha``, ``multi_coefficient``, ``learn_alpha``,
+    ``learn_coefficient``) goes by the order in which the neurons are called. A neuron that is called several
+    times takes one entry for all its calls, or, if there are as many entries as calls, one for each.
 
     ``method`` and ``options`` are defaults that ``forward`` may override.
 
@@ -343,6 +437,7 @@ class SNNWrapper(nn.Module):
         *,
         memory: Any = None,
         dropout: str = "step",
+        time: str = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(base, nn.Module):
@@ -356,13 +451,17 @@ class SNNWrapper(nn.Module):
             (integrator, INTEGRATORS, "integrator"),
             (interpolation_method, available_interpolations(), "interpolation_method"),
             (dropout, DROPOUTS, "dropout"),
+            (time, TIMES, "time"),
         ):
             if not isinstance(value, str) or value not in known:
                 raise UnknownNameError(f"unknown {what} {value!r}; {nearest(str(value), known)}")
         self.integrator, self.interpolation_method, self.dropout = integrator, interpolation_method, dropout
-        self.method = method
+        self.method, self.time = method, time
         self.options = {**_as_options(options), **({} if memory is None else {"memory": memory})}
-        self._operators: dict[Any, dict[int, FractionalOperator]] = {}
+        self._operators: dict[Any, list[FractionalOperator]] = {}
+        self._findings: dict[Any, Finding] = {}
+        self._mode: Any = None
+        self._tries, self._said = 0, False
         _way(integrator, method, self.options)
         self.base = _with_framework_neurons(base)
         layers = self._layers()
@@ -372,13 +471,17 @@ class SNNWrapper(nn.Module):
                 "or neurons of SpikingJelly or snnTorch."
             )
         self.neuron_names = [name or "base" for name, _ in layers]
+        by_layer = entries_by_layer(
+            alpha, len(layers), multi_coefficient, (learn_alpha, learn_coefficient), alpha_mode
+        )
+        self._places = self._call_order(by_layer)
         self.orders = nn.ModuleList(
             layer_orders(
-                alpha, self.neuron_names, multi_coefficient, learn_alpha, learn_coefficient, alpha_mode
+                alpha, self._places.labels, multi_coefficient, learn_alpha, learn_coefficient, alpha_mode
             )
         )
         watch_loading(self)
-        self._integer = [FractionalOrder(1.0) for _ in layers]
+        self._integer = [FractionalOrder(1.0) for _ in self.orders]
         undone = [m for m in self.base.modules() if isinstance(m, (nn.AlphaDropout, nn.FeatureAlphaDropout))]
         if dropout == "sequence" and undone:
             raise OptionError(
@@ -393,12 +496,23 @@ class SNNWrapper(nn.Module):
             if isinstance(module, (BaseNeuron, FrameworkNeuron))
         ]
 
+    def _call_order(self, entries: int | None) -> CallOrder:
+        """The places of the neurons in a list of so many orders; None for a single order for all."""
+        names = self.neuron_names
+        several = entries is not None and (entries > 1 or len(names) > 1)
+        calls = traced_calls(self.base, (BaseNeuron, FrameworkNeuron)) if several else None
+        try:
+            return CallOrder(names, calls, entries)
+        except OrderError:  # said in full where the orders are read
+            return CallOrder(names, None, None)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_operators": {}}
+        return {**self.__dict__, "_operators": {}, "_findings": {}, "_tries": 0}
 
     def _replicate_for_data_parallel(self) -> Any:
         replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         replica._operators = {}  # found by the neurons' identity
+        replica._mode = self._mode or self._mode_now()  # findings are shared, modules are new in every call
         return replica
 
     @uncompiled_alone
@@ -409,6 +523,8 @@ class SNNWrapper(nn.Module):
         output_time: Any = None,
         method: str | Solver | None = None,
         options: dict[str, Any] | None = None,
+        *,
+        return_potentials: bool = False,
     ) -> Any:
         """The model's output over time, from resting neurons.
 
@@ -418,24 +534,33 @@ class SNNWrapper(nn.Module):
             output_time: the times of the output; None for those of the samples. On a grid they must be
                 among those.
             method, options: in place of the defaults given to the constructor (options key by key).
+            return_potentials: return the neurons' potentials as well.
 
         Returns:
-            What ``base`` returns, with its first dimension unfolded: ``[T, B, ...]``.
+            What ``base`` returns, with its first dimension unfolded: ``[T, B, ...]``. Called once a step,
+            what it returns at each step, stacked; a number becomes ``[T]``. With ``return_potentials`` a pair
+            of that and a dict of the potentials ``[T, B, ...]`` by the path of the neuron (from the second
+            call of a neuron on ``"path (call 2)"``), at the times of the output: those that its spikes come
+            from, 0 at the first one; of SpikingJelly's and snnTorch's neurons those after the step, as
+            these record them.
 
         Raises:
             OptionError, OptionTypeError, UnknownNameError: for arguments that cannot be used.
             MissingExtraError: for a method of torchdiffeq without torchdiffeq.
         """
-        run, masks = self._begin(x, x_time, output_time, method, options)
-        if not isinstance(run, GridRun):
-            return run()
-        return self._end(run, call_base(self.base, run, x.flatten(0, 1), masks))
+        flag(return_potentials, "return_potentials")
+        run, masks = self._begin(x, x_time, output_time, method, options, return_potentials)
+        if isinstance(run, GridRun):
+            return self._end(run, call_base(self.base, run, x.flatten(0, 1), masks))
+        if isinstance(run, StepRun):
+            return self._end(run, run_steps(self.base, run, x, masks))
+        return run()
 
     @uncompiled
     def _begin(
         self, x: Tensor, x_time: Any, output_time: Any, method: str | Solver | None,
-        options: dict[str, Any] | None,
-    ) -> tuple[GridRun | Callable[[], Any], Masks | None]:  # fmt: skip
+        options: dict[str, Any] | None, record: bool,
+    ) -> tuple[GridRun | StepRun | Callable[[], Any], Masks | None]:  # fmt: skip
         """The run of the layers on a grid, or what runs the network otherwise; and the masks of dropout."""
         way = _way(
             self.integrator, self.method if method is None else method,
@@ -461,35 +586,104 @@ class SNNWrapper(nn.Module):
                 f"method={way.method!r} needs a uniform grid, but the steps of x_time differ; use "
                 'method="euler" or one of torchdiffeq\'s, which take any, or resample the input.'
             )
-        if way.solver is None and (way.method != "euler" or step is None or way.adjoint):
+        self._check_names()
+        on_grid = way.solver is not None or (way.method == "euler" and step is not None)
+        folds = self._folds(x)
+        if not on_grid or (way.adjoint and way.solver is None and folds):
             chosen = output_time is not None
-            return partial(self._by_torchdiffeq, x, times, wanted, blur, way, masks, chosen), None
+            keeps = self._keeps_a_state(x)
+            if keeps:
+                raise OptionError(
+                    f"method={way.method!r} evaluates the model at times of its own, in any order, but "
+                    f"{keeps}; "
+                    'use method="euler" or a fractional method on a uniform grid, which call it once a step.'
+                )
+            ode = _Ode(times, wanted, blur, way, chosen, record, folds)
+            return partial(self._by_torchdiffeq, x, ode, masks), None
         rows = rows_of(wanted, times[:steps], blur)
         operators = self._operators_for(way, 1.0 if step is None else step)
         if way.adjoint:
-            return partial(self._by_adjoint, x, times, rows, way, operators, masks), None
-        return GridRun(steps, batch, operators, rows), masks
+            grid = _Grid(times, rows, way, record, folds)
+            return partial(self._by_adjoint, x, grid, operators, masks), None
+        run = (GridRun if folds else StepRun)(steps, batch, operators, rows, record)
+        return run, masks
 
     @uncompiled
-    def _end(self, run: GridRun, out: Any) -> Any:
+    def _end(self, run: GridRun | StepRun, out: Any) -> Any:
         """The output at the times wanted, with time unfolded."""
-        out = run.output(out)
-        if run.rows is None:
-            return out
-        _refuse_times(run)
-        return each(out, lambda t: t[run.rows] if t.dim() else t)
+        self._places.check(len(run.called))
+        if isinstance(run, GridRun):
+            out = run.output(out)
+        if run.rows is not None:
+            _refuse_times(run)
+            out = each(out, lambda t: t[run.rows] if t.dim() else t)
+        return self._with_potentials(out, run.called, run.potentials, run.rows) if run.record else out
 
-    def _operators_for(self, way: _Way, step: float) -> dict[int, FractionalOperator]:
-        """For each neuron its order bound to the solver, the memory and the step."""
-        layers = self._layers()
-        names = [name or "base" for name, _ in layers]
+    def _with_potentials(
+        self, out: Any, called: list[Layer], potentials: Sequence[Tensor], rows: Tensor | None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The output, and the potentials by the name of the neuron."""
+        names = {id(layer): name or "base" for name, layer in self._layers()}
+        paths = [names[id(layer)] for layer in called]
+        chosen = [v if rows is None else v[rows.to(v.device)] for v in potentials]
+        return out, {use_name(paths, i): v for i, v in enumerate(chosen)}
+
+    # -- folded or stepped ------------------------------------------------------------------------
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether times are folded into the batch of ``base``."""
+        if self.time != "auto":
+            return self.time == "fold"
+        if not x.numel():
+            return True  # there is nothing to mix
+        finding = self._finding(x)
+        if not finding.folds and finding.settled and not self._said:
+            self._said = True
+            _log.warning(
+                "SNNWrapper calls %s once for each time step, since %s. "
+                '(time="step" says that this is meant; time="fold" calls it once, all times in its batch.)',
+                type(self.base).__name__, finding.reason,
+            )  # fmt: skip
+        return finding.folds
+
+    def _keeps_a_state(self, x: Tensor) -> str:
+        """What ``base`` keeps from call to call and reads again, as a clause; empty for nothing."""
+        return self._finding(x).state if self.time != "fold" and x.numel() else ""
+
+    def _finding(self, x: Tensor) -> Finding:
+        """What was found out about the model as it is built and in the mode it is in."""
+        key = self._mode or self._mode_now()
+        known = self._findings.get(key)
+        if known is None:
+            known = find_out(self.base, x)
+            if not known.settled and x.shape[0] > 1:
+                self._tries += 1
+                known = known._replace(settled=self._tries >= _TRIES)
+            if known.settled:
+                while len(self._findings) >= 8:
+                    self._findings.pop(next(iter(self._findings)))
+                self._findings[key] = known
+        return known
+
+    def _mode_now(self) -> Any:
+        return tuple((id(module), type(module), module.training) for module in self.base.modules())
+
+    # -- orders -----------------------------------------------------------------------------------
+
+    def _check_names(self) -> None:
+        names = [name or "base" for name, _ in self._layers()]
         if names != self.neuron_names:
             raise StateError(
                 f"the model's neuron layers are {', '.join(names) or 'gone'} now, and "
                 f"were {', '.join(self.neuron_names)} when it was wrapped; wrap it anew."
             )
+
+    def _operators_for(self, way: _Way, step: float) -> Operators:
+        """For each neuron call its order bound to the solver, the memory and the step."""
+        layers = self._layers()
         # A neuron put in the place of another one takes its order.
-        key = (way.solver or "euler", way.memory, step, tuple(id(layer) for _, layer in layers))
+        names = {id(layer): name or "base" for name, layer in layers}
+        key = (way.solver or "euler", way.memory, step, tuple(names))
         found = self._operators.get(key)
         if found is None:
             orders = self._integer if way.integer else self._fractional_orders()
@@ -497,21 +691,30 @@ class SNNWrapper(nn.Module):
             terms = [order.multi_term for order in orders]
             if any(terms) and solver.name not in ("gl", "glmulti"):
                 warnings.warn(
-                    f"method={solver.name!r} takes one order; the layers with several are integrated by "
-                    "'glmulti'.",
+                    f"method={solver.name!r} takes one order; the layers with several, or with a "
+                    "coefficient, are integrated by 'glmulti'.",
                     SpikedeWarning,
                     stacklevel=3,
                 )
-            found = {
-                id(layer): FractionalOperator(
-                    order, get_solver("glmulti") if several else solver, way.memory, step
-                )
-                for (_, layer), order, several in zip(layers, orders, terms, strict=True)
-            }
+            found = [
+                FractionalOperator(order, get_solver("glmulti") if several else solver, way.memory, step)
+                for order, several in zip(orders, terms, strict=True)
+            ]
             while len(self._operators) >= 8:  # grids that change from call to call
                 self._operators.pop(next(iter(self._operators)))
             self._operators[key] = found
-        return found
+        bound, places = found, self._places
+
+        def operator(layer: Layer, call: int) -> FractionalOperator:
+            name = names.get(id(layer))
+            if name is None:
+                raise StateError(
+                    f"a {type(layer).__name__} is called that was not in the model when it was wrapped; "
+                    "wrap the model anew."
+                )
+            return bound[places.place(name, call)]
+
+        return operator
 
     # -- the whole network at a time of its own ---------------------------------------------------
 
@@ -519,22 +722,23 @@ class SNNWrapper(nn.Module):
         """Resting potentials for one time point ``x [B, ...]``, one for each neuron that is called."""
         run = StateRun(1, len(x), None)
         buffers = [(b, b.clone()) for b in self.base.buffers()]  # a call that only looks must change nothing
+        kept = as_is(self.base)
         devices = [x.device] if x.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             call_base(self.base, run, x, None)
+            put_back(kept)
             for buffer, value in buffers:
                 buffer.copy_(value)
+        self._places.check(len(run.called))
         return tuple(run.rates), run.called
 
     @uncompiled
-    def _by_torchdiffeq(
-        self, x: Tensor, times: Tensor, wanted: Tensor, blur: float, way: _Way, masks: Masks | None,
-        chosen: bool,
-    ) -> Any:  # fmt: skip
+    def _by_torchdiffeq(self, x: Tensor, ode: _Ode, masks: Masks | None) -> Any:
         solvers = _torchdiffeq()
+        times, wanted, blur = ode.times, ode.wanted, ode.blur
         signal = Interpolant(x, times[: len(x)], self.interpolation_method)
         field = VectorField(self.base, signal, x.shape[1], masks)
-        start, _ = self._resting(x[0])
+        start, called = self._resting(x[0])
         if float(wanted[0]) < float(times[0]) - blur:
             raise OptionError(
                 f"output_time begins at {float(wanted[0]):g}, before x_time, {float(times[0]):g}."
@@ -552,17 +756,11 @@ class SNNWrapper(nn.Module):
         points = points[points <= wanted[-1]]
         states = tuple(v.expand(len(points), *v.shape) for v in start)  # of an empty batch, all there is
         if len(points) > 1 and x.shape[1]:
-            states = self._solve(solvers, field, start, points.to(x.device), way, x)
+            states = self._solve(solvers, field, start, points.to(x.device), ode.way, x)
         rows = torch.searchsorted(points, wanted)
         x, states = signal(wanted), tuple(v[rows] for v in states)
-
-        def part_of(part: Tensor) -> Any:
-            out, run = self._read(x[part], tuple(v[part] for v in states), masks)
-            if chosen:
-                _refuse_times(run)
-            return out
-
-        return self._in_parts(part_of, len(x), len(x))
+        out = self._in_parts(_Reading(self.base, x, states, masks, ode.chosen), len(x), ode.folds)
+        return self._with_potentials(out, called, states, None) if ode.record else out
 
     def _solve(
         self, solvers: Any, field: VectorField, start: tuple[Tensor, ...], points: Tensor, way: _Way,
@@ -594,63 +792,62 @@ class SNNWrapper(nn.Module):
             ) from error
         return found
 
-    def _read(self, x: Tensor, states: Sequence[Tensor], masks: Masks | None) -> tuple[Any, Run]:
-        """The output for input ``[K, B, ...]`` and potentials ``[K, B, ...]``."""
-        run = StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
-        return run.output(call_base(self.base, run, x.flatten(0, 1), masks)), run
-
     @uncompiled
-    def _by_adjoint(
-        self, x: Tensor, times: Tensor, rows: Tensor | None, way: _Way,
-        operators: dict[int, FractionalOperator], masks: Masks | None,
-    ) -> Any:  # fmt: skip
+    def _by_adjoint(self, x: Tensor, grid: _Grid, operators: Operators, masks: Masks | None) -> Any:
         """Step by step, the network's activations computed once more in backward."""
+        way, rows = grid.way, grid.rows
         if isinstance(way.solver, CorrectorSolver):
             raise OptionError(
                 f"method={way.method!r} asks for rates twice a step, which fdeint_adjoint does not do here; "
                 'use integrator="fdeint", or gl, l1 or pred.'
             )
+        if not grid.folds:
+            out, run, states = integrate_steps(self.base, x, operators, masks)
+            self._places.check(len(run.called))
+            if rows is not None:
+                _refuse_times(run)
+                out = each(out, lambda t: t[rows] if t.dim() else t)
+            return self._with_potentials(out, run.called, states, rows) if grid.record else out
         steps = len(x)
-        signal = Interpolant(x, times[:steps], "nearest")
+        signal = Interpolant(x, grid.times[:steps], "nearest")
         field = VectorField(self.base, signal, x.shape[1], masks)
         start, called = self._resting(x[0])
-        orders = [operators[id(layer)].order for layer in called]
-        states: tuple[Tensor, ...] = tuple(v.expand(steps, *v.shape) for v in start)
+        orders = [operators(layer, call).order for call, layer in enumerate(called)]
+        reached: tuple[Tensor, ...] = tuple(v.expand(steps, *v.shape) for v in start)
         if steps > 1 and x.shape[1]:  # an empty batch has nothing to integrate
-            states = fdeint_adjoint(
-                field, start, times[:steps].to(x.device), alpha=orders,
+            reached = fdeint_adjoint(
+                field, start, grid.times[:steps].to(x.device), alpha=orders,
                 method=way.solver or "gl", memory=way.memory,
             )  # fmt: skip
         if rows is not None:
-            x, states = x[rows], tuple(v[rows] for v in states)
+            x, reached = x[rows], tuple(v[rows] for v in reached)
+        reading = _Reading(self.base, x, reached, masks, rows is not None, again=True)
+        out = self._in_parts(reading, len(x), True)
+        return self._with_potentials(out, called, reached, None) if grid.record else out
 
-        def read(x: Tensor, *states: Tensor) -> Any:
-            out, run = self._read(x, states, masks)
-            if rows is not None:
-                _refuse_times(run)
-            return out
+    def _in_parts(self, read: _Reading, times: int, folds: bool) -> Any:
+        """The output at all times.
 
-        def part_of(part: Tensor) -> Any:
-            return checkpoint(read, x[part], *(v[part] for v in states), use_reentrant=False)
-
-        return self._in_parts(part_of, len(x), _CHUNK)
-
-    def _in_parts(self, read: Callable[[Tensor], Any], times: int, most: int) -> Any:
-        """The output that ``read`` gives for some times, for all of them, ``most`` at once.
-
-        Batch statistics are taken at each time, as they were when the network was integrated. What averages
-        over time (a head, or a model that returns a number) must see all of it at once.
+        Batch statistics are taken at each time, as they were when the network was integrated, and a model
+        that mixes samples sees each time alone. What averages over time (a head, or a model that returns a
+        number) must see all of it at once: a head is given what came before it at all times.
         """
         modules = list(self.base.modules())
-        if any(isinstance(module, ClassificationHead) for module in modules):
-            most = times
-        elif any(map(_takes_batch_statistics, modules)):
-            most = 1
-        parts = torch.arange(times).split(most)
-        first = read(parts[0])
-        if len(parts) > 1 and any(t.dim() == 0 for t in tensors_of(first)):
-            return read(torch.arange(times))
-        return joined([first, *map(read, parts[1:])])
+        by_batch = any(map(_takes_batch_statistics, modules))
+        if not folds or by_batch:
+            heads, parts = HeadInputs(times), []
+            for k in range(times):
+                part, run = read.one(k, heads)
+                if folds and times > 1 and any(t.dim() == 0 for t in tensors_of(part)):
+                    return read.several(torch.arange(times))
+                parts.append(part)
+            return gathered(run, parts)
+        most = times if not read.again or any(isinstance(m, ClassificationHead) for m in modules) else _CHUNK
+        pieces = torch.arange(times).split(most)
+        first = read.several(pieces[0])
+        if len(pieces) > 1 and any(t.dim() == 0 for t in tensors_of(first)):
+            return read.several(torch.arange(times))
+        return joined([first, *map(read.several, pieces[1:])])
 
     # -- what users of the original call ----------------------------------------------------------
 
@@ -658,7 +855,11 @@ class SNNWrapper(nn.Module):
         """Nothing: shapes are found when the model runs. Here for programs that call it."""
 
     def get_per_layer_alpha(self) -> list[Tensor]:
-        """For each neuron layer its orders ``[K]``, with their graph, in the order of ``neuron_names``."""
+        """For each neuron layer its orders ``[K]``, with their graph.
+
+        In the order of ``neuron_names``, or, where ``alpha`` or another argument has one entry a layer, in
+        that of the calls.
+        """
         return [order.alphas().reshape(-1) for order in self._fractional_orders()]
 
     def get_per_layer_coefficient(self) -> list[Tensor]:
@@ -674,8 +875,9 @@ class SNNWrapper(nn.Module):
 
     def print_alpha_info(self) -> None:
         """Print the order of every neuron layer, and what is learned."""
-        width = max(map(len, self.neuron_names))
-        for name, order in zip(self.neuron_names, self._fractional_orders(), strict=True):
+        names = self._places.labels
+        width = max(map(len, names))
+        for name, order in zip(names, self._fractional_orders(), strict=True):
             print(f"{name:<{width}}  D^alpha, alpha = {order.describe()}")
 
     def extra_repr(self) -> str:

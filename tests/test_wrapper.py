@@ -245,6 +245,9 @@ def test_gradients_of_orders_against_finite_differences(method):
         ([0.3, 0.8], {"multi_coefficient": [[2.0, 0.5], None]}, ["2 D^0.3 + 0.5 D^0.8", "1 D^0.3 + 1 D^0.8"]),
         ([[0.3, 0.5], 0.8], {}, ["1 D^0.3 + 1 D^0.5", "0.8"]),
         ([[0.3], [0.7]], {}, ["0.3", "0.7"]),
+        (0.6, {"multi_coefficient": [2.0]}, ["2 D^0.6"] * 2),
+        (0.6, {"multi_coefficient": [2.0, 1.0]}, ["2 D^0.6", "0.6"]),
+        ([[0.3, 0.5], [0.8]], {"multi_coefficient": [[1.0, 0.5], [3.0]]}, ["1 D^0.3 + 0.5 D^0.5", "3 D^0.8"]),
         ([[0.3, 0.5], [0.4, 0.6, 0.8]], {"multi_coefficient": [[1.0, 0.5], [1.0, 0.3, 0.1]]},
          ["1 D^0.3 + 0.5 D^0.5", "1 D^0.4 + 0.3 D^0.6 + 0.1 D^0.8"]),
         ([PerChannel([0.2] * 20), MultiTerm([0.5, 0.9], [1.0, 1.0])], {},
@@ -272,7 +275,10 @@ def test_ways_to_write_orders(alpha, more, expected, capsys):
         ({"alpha": 1.5}, OrderError, r"must lie in \(0, 1\]"),
         ({"alpha": []}, OrderError, "alpha is empty"),
         ({"alpha_mode": "per-layer"}, UnknownNameError, "did you mean 'per_layer'"),
-        ({"alpha": 0.5, "multi_coefficient": [1.0]}, OptionError, "no layer has several orders"),
+        ({"multi_coefficient": [1.0, 2.0, 3.0]}, OrderError, "3 entries for layers with one order each"),
+        ({"multi_coefficient": [[1.0], [2.0, 3.0]]}, OrderError, "'lif2' has one order but 2 coefficients"),
+        ({"alpha": PerChannel([0.5]), "multi_coefficient": [2.0]}, OptionError, "scale tau instead"),
+        ({"time": "steps"}, UnknownNameError, "did you mean 'step'"),
         ({"alpha": [0.3, 0.7], "multi_coefficient": [1.0]}, OrderError, "2 orders but 1 coefficient;"),
         ({"alpha": [0.3, 0.7], "multi_coefficient": [[1.0, 1.0]]}, OrderError, "multi_coefficient has 1"),
         ({"multi_coefficient": 0.5}, OptionTypeError, "multi_coefficient must be a sequence"),
@@ -538,7 +544,8 @@ def test_a_layer_that_loses_the_batch_is_named():
             return self.lif(x.mean(0, keepdim=True))
 
     with pytest.raises(OptionError, match="keep the batch in dimension 0"):
-        SNNWrapper(Losing(), "fdeint")(torch.rand(3, 2, 4), range(3))
+        SNNWrapper(Losing(), "fdeint", time="fold")(torch.rand(3, 2, 4), range(3))
+    assert SNNWrapper(Losing(), "fdeint", time="step")(torch.rand(3, 2, 4), range(3)).shape == (3, 1, 4)
 
 
 def test_options_of_a_call_override_those_of_the_model():

@@ -16,6 +16,7 @@ from spikede_plugins.engine import FractionalOperator, History, HistoryLog
 from spikede_plugins.engine.choice import engine_of
 from spikede_plugins.errors import OptionError
 from spikede_plugins.surrogate import Surrogate, is_step
+from spikede_plugins.tree import copy_of_state
 
 from .codes import delayed_reset
 from .neurons import FRACTIONAL, FractionalLeaky, FractionalNeuron, from_native, to_native
@@ -188,6 +189,12 @@ class SnnTorchAdapter(Adapter):
         finally:
             self.reset_state(module)
             module.fractional = own  # the order is another module's: it must not be found here
+
+    def stepping(self, module: nn.Module, operator: FractionalOperator) -> nn.Module:
+        alone: Any = copy_of_state(module)
+        alone.fractional = operator
+        self.reset_state(alone)
+        return alone
 
     # snnTorch finds the neurons to reset and to detach in lists that its constructors fill.
 

@@ -14,6 +14,7 @@ from spikede_plugins.engine import FractionalOperator
 from spikede_plugins.engine.choice import engine_of
 from spikede_plugins.errors import OptionError, UnsupportedNeuronError
 from spikede_plugins.surrogate import Surrogate, is_step
+from spikede_plugins.tree import copy_of_state
 from spikede_spikingjelly.node import FractionalNode
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
 
@@ -123,6 +124,13 @@ class SpikingJellyAdapter(Adapter):
             node.reset()
             node._modules["fractional"] = own  # the order is another module's: it must not be found here
         return spikes
+
+    def stepping(self, module: nn.Module, operator: FractionalOperator) -> nn.Module:
+        alone: Any = copy_of_state(_fractional(module))
+        alone._modules["fractional"] = operator
+        alone.step_mode = "s"
+        alone.reset()
+        return alone
 
     def finish(self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]) -> None:
         # Some releases remember which modules of a net to reset; nets nested in this one do so too.
