@@ -1,4 +1,4 @@
-"""Sequences, steps, detached states and rows put back in any order: values and gradients by the definition."""
+"""Sequences, steps, detached states and rows put back in any order, compared with the definition."""
 
 from __future__ import annotations
 
