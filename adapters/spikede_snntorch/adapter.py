@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.engine import FractionalOperator, History, HistoryLog
 from spikede_plugins.engine.choice import engine_of
+from spikede_plugins.engine.rows import Carried, Snapshot
 from spikede_plugins.errors import OptionError
 from spikede_plugins.surrogate import Surrogate, is_step
 from spikede_plugins.tree import copy_of_state
 
 from .codes import delayed_reset
+from .entries import GivenPast, Past
 from .neurons import FRACTIONAL, FractionalLeaky, FractionalNeuron, from_native, to_native
-from .pasts import GivenPast, Past
+from .pasts import Pasts
 
 #: The native classes with a membrane charge of their own, most derived first where they derive.
 _CONVERTED = tuple(cls for cls in FRACTIONAL if cls.__module__.startswith("snntorch."))
@@ -174,6 +176,38 @@ class SnnTorchAdapter(Adapter):
         if rows is not None:
             history = History(rows, rows.new_zeros(()), state.get("traces"))
             vars(neuron)["_pasts"] = GivenPast(Past(history, HistoryLog()))
+
+    # The state as users save, pick and put it back.
+
+    membrane = "mem"
+
+    def snapshot(self, module: nn.Module) -> Snapshot:
+        neuron: Any = module
+        variables = {name: neuron._buffers[name] for name in _STATES if name in neuron._buffers}
+        pasts = vars(neuron).get("_pasts")
+        if not isinstance(pasts, Pasts):
+            return Snapshot(variables)
+        held = bool(neuron.init_hidden)
+        carried = []
+        for entry in pasts.current(neuron.mem, held):
+            past = entry.past if entry.graph is None else entry.graph
+            carried.append(Carried(past.history, past.log, None if held else entry.returned()))
+        return Snapshot(variables, tuple(carried))
+
+    def restore(self, module: nn.Module, snapshot: Snapshot) -> None:
+        neuron: Any = module
+        for name, value in snapshot.variables.items():
+            setattr(neuron, name, value)
+        pasts = vars(neuron).get("_pasts")
+        if not isinstance(pasts, Pasts):
+            return
+        found = [
+            (neuron.mem if past.membrane is None else past.membrane, Past(past.history, past.log))
+            for past in snapshot.pasts
+        ]
+        pasts.restore(found)
+        if found and not neuron.init_hidden:
+            neuron.mem = found[-1][0]
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         neuron: Any = module

@@ -12,7 +12,6 @@ recurrence, and what is returned. A delayed reset is an impulse at the step it a
 from __future__ import annotations
 
 import types
-import warnings
 from typing import Any, ClassVar
 
 import snntorch as snn
@@ -30,15 +29,19 @@ from spikede_plugins.engine import (
     forget_fired,
     state_dtype,
 )
-from spikede_plugins.errors import ExportError, OptionTypeError, SpikedeWarning
+from spikede_plugins.errors import ExportError, OptionTypeError
 from spikede_plugins.exporting import check_capture, refuse
 
 from .closures import unwrap, wrap
 from .codes import delayed_reset
-from .pasts import GivenPast, Past, Pasts
+from .entries import GivenPast, Past
+from .pasts import Pasts
 
 #: What a fractional neuron has and its native one has not.
-_OWN = ("_pasts", "_step", "_past", "_last", "_entered")
+_OWN = ("_pasts", "_step", "_past", "_last", "_entered", "_others")
+
+#: What these neurons hand in and out beside the membrane.
+_OTHERS = ("spk", "syn", "syn_exc", "syn_inh")
 
 
 class FractionalNeuron(snn.SpikingNeuron):
@@ -62,6 +65,7 @@ class FractionalNeuron(snn.SpikingNeuron):
     _past: Past | None
     _last: Tensor | None
     _entered: Tensor | None
+    _others: tuple[str, ...]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise OptionTypeError(
@@ -112,18 +116,26 @@ class FractionalNeuron(snn.SpikingNeuron):
             mem = self.mem = step.v
         return super().mem_reset(mem)
 
+    def reset_mem(self) -> Any:
+        """The native reset: what is handed in next begins a new history, unless it is known."""
+        self._pasts.reset()
+        return super().reset_mem()
+
+    def handed(self) -> tuple[Tensor, ...]:
+        """The variables that are handed in and out beside the membrane."""
+        buffers = self._buffers
+        return tuple(buffers[name] for name in self._others)  # type: ignore[misc]
+
     def _begin_step(self, mem: Tensor) -> Step | RollingStep:
-        past = self._pasts.find(mem)
+        past = self._pasts.find(mem, self)
         if past is None:
-            if self._pasts.is_copy(mem, self._last):
-                warnings.warn(_COPIED.format(type(self).__name__), SpikedeWarning, stacklevel=3)
             past = Past(FRESH, HistoryLog())
         mem = mem.to(state_dtype(mem))
         history = _like(past.history, mem)
         twice = self.reset_mechanism == "zero"  # some neurons then charge from two membranes
         step = begin_step(self.fractional, mem, history, past.log, several=twice)
         _put(self, "_step", step)
-        _put(self, "_past", Past(history, past.log))
+        _put(self, "_past", past._replace(history=history))
         return step
 
     def _base_state_function(self, input_: Tensor) -> Any:
@@ -155,17 +167,17 @@ class FractionalNeuron(snn.SpikingNeuron):
             self.mem = base
         if history.start is step.v:  # the user may write to the tensor that the sequence started from
             history = history._replace(start=step.v.clone())
-        _put(self, "_past", Past(history, past.log))
+        _put(self, "_past", past._replace(history=history))
         first = states[0]
         return (*first[:-1], mem) if isinstance(first, tuple) else mem
 
     def _remember(self, past: Past, out: Any) -> None:
-        history, log = past
+        history = past.history
         if self.fractional.memory_reset == "spike":
             delayed = getattr(self, "reset_delay", True) or isinstance(self, snn.RSynaptic)
             spike = self.reset if delayed else (out[0] if isinstance(out, tuple) else out)
             history = forget_fired(history, self.mem, spike)
-        self._pasts.add(self.mem, Past(history, log))
+        self._pasts.add(self.mem, past._replace(history=history), self.handed())
 
     def __prepare_scriptable__(self) -> Any:
         if not self.fractional.is_native:
@@ -178,7 +190,7 @@ class FractionalNeuron(snn.SpikingNeuron):
         past = self._pasts.find(self.mem)
         result = super()._apply(fn, recurse)
         if past is not None:
-            self._pasts.add(self.mem, Past(past.history.each(fn), past.log))
+            self._pasts.add(self.mem, past._replace(history=past.history.each(fn)), self.handed())
         return result
 
     def _replicate_for_data_parallel(self) -> Any:
@@ -206,7 +218,7 @@ class FractionalNeuron(snn.SpikingNeuron):
         super().__setstate__({key: unwrap(value) for key, value in state.items()})
         _begin(self)
         if carried is not None:
-            self._pasts.add(self.mem, carried)
+            self._pasts.add(self.mem, carried, self.handed())
 
     def __reduce__(self) -> Any:
         return _empty, (self.native_class,), self.__getstate__()
@@ -237,12 +249,7 @@ def _is_method_of(module: nn.Module, value: Any) -> bool:
 
 def _begin(neuron: nn.Module) -> None:
     vars(neuron).update(_pasts=Pasts(), _step=None, _past=None, _last=None, _entered=None)
-
-
-_COPIED = (
-    "{} was given a copy of the membrane that it returned last (mem.clone(), mem * 1.0, another dtype): a "
-    "new sequence starts from it, without the history. Hand back mem itself, or mem.detach()."
-)
+    vars(neuron)["_others"] = tuple(name for name in _OTHERS if name in neuron._buffers)
 
 
 def _refuse_export(neuron: nn.Module) -> None:
@@ -292,7 +299,7 @@ class FractionalLeaky(FractionalNeuron, snn.Leaky):
             history = history._replace(start=step.v.clone())
         _put(self, "_entered", given.detach())
         self.mem = after
-        self._pasts.add(after, Past(history, past.log))
+        self._pasts.add(after, past._replace(history=history))
         return spikes if self.init_hidden and not self.output else (spikes, after)
 
     @property

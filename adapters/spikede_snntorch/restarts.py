@@ -1,0 +1,89 @@
+"""Samples of a batch whose whole state was put back to its start begin a new history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikede_plugins.engine import FractionalOperator, History
+from spikede_plugins.engine.rows import restart_rows
+
+from .matching import readable
+
+#: So many elements do not all lie below the start by chance.
+_MANY = 4
+
+
+def restarted(
+    operator: FractionalOperator, entry: Any, history: History, state: tuple[Tensor, ...]
+) -> History | None:
+    """The history that the next step from ``state`` continues; None if every sample begins a new one.
+
+    Args:
+        operator: order, solver, memory, step size.
+        entry: the membrane that was returned, with the state as it was then.
+        history: its history, with or without a graph.
+        state: the state as it was handed back, the membrane first.
+    """
+    mem = state[0]
+    if not readable(mem) or not mem.numel():
+        return history
+    with torch.no_grad():
+        rows = _put_back(entry, history, tuple(t.detach() for t in state))
+    if not bool(rows.any()):
+        return history
+    return None if bool(rows.all()) else restart_rows(operator, history, mem, rows)
+
+
+def _put_back(entry: Any, history: History, state: tuple[Tensor, ...]) -> Tensor:
+    """Which samples ``[B]`` were put back to zero or to the value that their sequence started from."""
+    mem, start = state[0], history.start
+    at_zero = _all([t == 0 for t in state])
+    rows = _changed(entry, state, at_zero, torch.zeros_like(mem))
+    if start is None:
+        return rows
+    start = (start if start.dim() == mem.dim() else start[0]).detach().to(mem)
+    firsts = (*entry.stream.firsts, *([None] * len(state)))
+    starts = [start, *(0 if first is None else first.to(mem) for first in firsts[: len(state) - 1])]
+    at_start = _all([t == s for t, s in zip(state, starts, strict=True)]) & ~at_zero
+    return rows | _changed(entry, state, at_start, start)
+
+
+def _changed(entry: Any, state: Sequence[Tensor], back: Tensor, start: Tensor) -> Tensor:
+    """Those of the samples ``back [B]``, whose state is at ``start``, that somebody put there."""
+    if entry.values is None or not bool(back.any()):
+        return back
+    before = [value.to(t) for value, t in zip(entry.values, state, strict=False)]
+    back = back & ~_all([t == value for t, value in zip(state, before, strict=False)])
+    return back & ~_elementwise(before[0], state[0], start, entry.stream) if bool(back.any()) else back
+
+
+def _elementwise(before: Tensor, now: Tensor, start: Tensor, stream: Any) -> Tensor:
+    """Which samples ``[B]`` an edit of all elements alike (a clamp, a rounding) would take to the start.
+
+    Such an edit takes to the start what lies below it, or in an interval around it. A sample that was put
+    back had elements in a range in which others were left where they were.
+    """
+    moved = before - start
+    kept = now != start
+    flat = moved.reshape(moved.shape[0] if moved.dim() else 1, -1)
+    clamped = torch.zeros_like(flat[:, 0], dtype=torch.bool)
+    if not bool((now < start).any()):
+        below = moved < 0
+        # Nothing is below the start any more: a clamp, unless it is a matter of one sample of few neurons.
+        stream.clamps = stream.clamps or int(below.sum()) >= _MANY
+        if stream.clamps:
+            clamped = (flat <= 0).all(1)
+    if not bool((now != before)[kept].any()):  # all else was left as it was
+        return clamped
+    others = moved[kept].sort().values
+    left = torch.searchsorted(others, flat.amax(1), right=True) > torch.searchsorted(others, flat.amin(1))
+    return clamped | ~left
+
+
+def _all(parts: Sequence[Tensor]) -> Tensor:
+    """Where all elements of a sample are true."""
+    return torch.stack([part.reshape(part.shape[0] if part.dim() else 1, -1).all(1) for part in parts]).all(0)
