@@ -22,6 +22,7 @@ from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.threads import in_tiles
 from spikede_plugins.exponentials import BLOCK
+from spikede_plugins.notices import say_once
 
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
@@ -40,8 +41,25 @@ def installed() -> bool:
 def missing() -> str:
     """Why the engine is not available; empty if it is."""
     if not installed():
-        return 'numba is not installed: pip install "spikede-plugins[fast]"'
+        return 'numba is not installed: pip install "numba>=0.61" (or the extra fast)'
     return _failure()
+
+
+def available() -> bool:
+    """Whether the kernels can run what they could serve; if they cannot, a user is told once."""
+    why = missing()
+    if why and not torch.compiler.is_compiling():
+        say_slow(why)
+    return not why
+
+
+def say_slow(why: str) -> None:
+    """Say once what a process without the kernels is missing."""
+    say_once(
+        "slow",
+        "on the CPU fractional neurons run on plain torch here, whole sequences some 8 times slower than "
+        f"fused. {why[0].upper()}{why[1:]}.",
+    )
 
 
 @cache
@@ -88,7 +106,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
         and all(p.numel() == 1 for p in neuron.params)
         and v.numel() > 0
         and x_seq.shape[0] > 0
-        and not missing()
+        and available()
     )
 
 
@@ -375,9 +393,9 @@ def serves_steps(shape: torch.Size, like: Tensor, kernel: Kernel, channel_dim: i
         and kernel.weights.dtype == like.dtype
         and (kernel.gain.shape[-1] == 1 or _behind(shape, channel_dim) >= _NARROW)
         and shape.numel() > 0
-        and not missing()
         and not torch.compiler.is_compiling()
         and type(like) is Tensor
+        and available()
     )
 
 
