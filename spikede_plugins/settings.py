@@ -125,6 +125,9 @@ def _show(value: Any) -> str:
 class SettingsTravel(nn.Module):
     """A module whose settings are part of its ``state_dict`` and are looked at when one is loaded."""
 
+    #: torch.distributed.checkpoint looks this name up, of a module that FSDP wraps by itself.
+    _extra_state = None
+
     def settings(self) -> dict[str, Any]:
         """The settings by name: numbers, texts and lists of them; None for what is learned."""
         raise NotImplementedError

@@ -33,12 +33,14 @@ from spikede_plugins import (
     SpikingODELayer,
     SumOfExponentials,
     WindowMemory,
+    alphas,
     conversion_report,
     convert_to_fractional,
     fdeint,
     fdeint_adjoint,
     get_solver,
     mittag_leffler,
+    parameter_groups,
     plan_conversion,
     restore_native,
 )
@@ -82,6 +84,12 @@ GARBAGE: list[Callable[[], Any]] = [
     lambda: torch.ones(5, 2, 4, dtype=torch.float64), lambda: torch.ones(5, 2, 3), lambda: torch.ones(5),
     lambda: torch.ones(3, 2, 2) * 1e30, lambda: torch.full((5, 2, 4), math.nan), lambda: torch.ones(5, 0,
     4), lambda: nn.Parameter(torch.tensor(0.5)), lambda: nn.Linear(2, 2),
+    lambda: nn.Parameter(torch.tensor([0.5, 0.7])), lambda: nn.Parameter(torch.tensor(0.5).half()),
+    lambda: nn.Parameter(torch.tensor(math.nan)), lambda: nn.UninitializedParameter(),
+    lambda: [nn.Parameter(torch.tensor(0.5)), 0.7], lambda: {"*": nn.Parameter(torch.tensor(0.5))},
+    lambda: PerChannel(0.6), lambda: PerChannel(0.6, dim=-1), lambda: PerChannel(0.6, dim=5),
+    lambda: PerChannel(nn.Parameter(torch.tensor([0.5, 0.7]))),
+    lambda: MultiTerm(nn.Parameter(torch.tensor([0.5, 0.9])), nn.Parameter(torch.tensor([1.0, 2.0]))),
     lambda: PerChannel([0.5]), lambda: PerChannel([0.5, 0.7], dim=10**30), lambda: PerChannel([0.5], dim=-7),
     lambda: MultiTerm([0.5, 0.9], [1.0, 2.0]), lambda: MultiTerm([0.5], [1e308], True),
     lambda: MultiTerm([0.5, 0.5], [1e-308, 1e-320]), lambda: SumOfExponentials(0.5, 1),
@@ -307,6 +315,16 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "plan": (lambda model=None: plan_conversion(model), ("model",)),
     "report": (lambda model=None: conversion_report(model), ("model",)),
     "restore": (lambda model=None: restore_native(model), ("model",)),
+    "alphas": (lambda model=None: alphas(model), ("model",)),
+    "parameter_groups": (
+        lambda model=None, **o: torch.optim.AdamW(
+            parameter_groups(
+                convert_to_fractional(_framework_net(), learn_alpha=True) if model is None else model,
+                **{"lr": 0.1, **o},
+            )
+        ),
+        ("model", "lr", "alpha_lr", "weight_decay"),
+    ),
     "get_solver": (lambda name=None: get_solver(name), ("name",)),
 }  # fmt: skip
 
