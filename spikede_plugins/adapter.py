@@ -114,6 +114,14 @@ class Adapter(ABC):
         """What a native or fractional neuron carries from step to step, by name, after a step."""
         return {}
 
+    def potential(self, module: nn.Module) -> Tensor:
+        """The membrane potential ``[B, ...]`` that a neuron with a state of its own carries after a step."""
+        for name in ("v", "mem"):
+            value = getattr(module, name, None)
+            if isinstance(value, Tensor):
+                return value
+        return next(iter(self.state(module).values()))
+
     def state_at_start(self, module: nn.Module) -> dict[str, Tensor]:
         """The same before the first step, in the shapes that it has after one."""
         return {name: torch.zeros_like(value) for name, value in self.state(module).items()}

@@ -129,8 +129,7 @@ class FrameworkNeuronCall:
             self.alone = self.adapter.stepping(self.neuron, self.operator)
         spikes: Tensor = self.alone(x)
         if self.record:
-            state = self.adapter.state(self.alone)
-            self.potentials.append(next(state[name] for name in ("v", "mem", *state) if name in state))
+            self.potentials.append(self.adapter.potential(self.alone))
         return spikes
 
     def sequence(self, x_seq: Tensor) -> Tensor:

@@ -103,3 +103,55 @@ def test_an_adapter_that_does_not_run_sequences_is_named(monkeypatch):
     monkeypatch.setattr(SpikingJellyAdapter, "sequence_obstacle", Adapter.sequence_obstacle)
     with pytest.raises(UnsupportedNeuronError, match=r"1 \(LIFNode\): the adapter 'spikingjelly' does"):
         SNNWrapper(base, "fdeint")
+
+
+class Mixing(nn.Module):
+    """A net whose samples are centred over the batch between its layers."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        for layer in self.net:
+            x = layer(x - x.mean(0, keepdim=True)) if isinstance(layer, nn.Linear) else layer(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", ["jelly", "torchy"])
+@pytest.mark.parametrize("step", [False, True], ids=["steps by itself", "told to step"])
+def test_models_that_mix_samples_are_stepped_as_a_loop_over_time(kind, step):
+    net = jelly() if kind == "jelly" else torchy()
+    wrapped = SNNWrapper(
+        Mixing(net), "fdeint", alpha=[0.5, 0.8], alpha_mode="per_layer", learn_alpha=True,
+        time="step" if step else "auto",
+    )  # fmt: skip
+    converted = convert_to_fractional(Mixing(net), alpha=[0.5, 0.8], learn_alpha=True)
+    if kind == "jelly":
+        functional = pytest.importorskip("spikingjelly.activation_based.functional")
+        functional.set_step_mode(converted, "s")
+    expected = torch.stack([converted(x) for x in X])
+    out, potentials = wrapped(X, range(12), return_potentials=True)
+    assert torch.equal(out, expected) and 0.02 < out.mean() < 0.98
+    assert torch.equal(wrapped(X, range(12)), out)  # nothing is carried over
+    assert [v.shape for v in potentials.values()] == [(12, 4, 16), (12, 4, 3)]
+    assert list(potentials) == ["net.1", "net.3"]
+    last = converted.net[3]
+    assert torch.equal(potentials["net.3"][-1], last.v if kind == "jelly" else last.mem)
+    out.sum().backward()
+    expected.sum().backward()
+    known = [m.alpha.grad for m in converted.modules() if hasattr(m, "alphas")]
+    for order, grad in zip(wrapped.orders, known, strict=True):
+        torch.testing.assert_close(order.alpha.grad, grad)
+        assert grad.abs() > 0
+
+
+@pytest.mark.parametrize("make", [jelly, torchy])
+def test_potentials_are_the_same_all_at_once_and_step_by_step(make):
+    folded, stepped = (
+        SNNWrapper(make(), "fdeint", time=time)(X, range(12), return_potentials=True)
+        for time in ("fold", "step")
+    )
+    assert torch.equal(folded[0], stepped[0])
+    for name, v in folded[1].items():
+        torch.testing.assert_close(v, stepped[1][name])
