@@ -7,6 +7,7 @@ Importing this package imports torch and no SNN framework.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.capture import SequenceModule, StepModule, sequence_module, step_module
@@ -34,6 +35,7 @@ from spikede_plugins.errors import (
 )
 from spikede_plugins.fdeint import fdeint, fdeint_adjoint
 from spikede_plugins.fractional_events import FractionalLIFDynamics
+from spikede_plugins.from_spikede import absent_name as _absent_name
 from spikede_plugins.heads import ClassificationHead, VotingLayer
 from spikede_plugins.interpolation import interpolate
 from spikede_plugins.memory import AutoMemory, FullMemory, Memory, SumOfExponentials, WindowMemory
@@ -125,3 +127,8 @@ __all__ = [
     "set_state",
     "step_module",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of spikeDE's that this package does not have: an error that tells what does their part."""
+    raise _absent_name(name)

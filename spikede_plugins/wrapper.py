@@ -50,6 +50,13 @@ from spikede_plugins.errors import (
     nearest,
 )
 from spikede_plugins.fdeint import fdeint_adjoint
+from spikede_plugins.from_spikede import (
+    absent_attribute,
+    means_all_times,
+    own_method,
+    own_options,
+    refuse_integrator,
+)
 from spikede_plugins.heads import ClassificationHead
 from spikede_plugins.interpolation import Interpolant, available_interpolations
 from spikede_plugins.layer_orders import entries_by_layer, layer_orders
@@ -151,7 +158,8 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
     """
     adjoint = integrator.endswith("_adjoint")
     fractional = integrator.startswith("fdeint")
-    options = dict(options)
+    options = own_options(options)
+    method = own_method(method, integrator)
     memory = options.pop("memory", "auto")
     everything = memory is None or (isinstance(memory, int) and memory == -1)
     kept = as_memory("full" if everything else memory)
@@ -442,6 +450,7 @@ class SNNWrapper(nn.Module):
                 f"{type(base).__name__} is or holds an SNNWrapper, which runs its neurons over a time of its "
                 "own; wrap the model that is in it (wrapper.base) once."
             )
+        refuse_integrator(integrator)
         for value, known, what in (
             (integrator, INTEGRATORS, "integrator"),
             (interpolation_method, available_interpolations(), "interpolation_method"),
@@ -501,6 +510,15 @@ class SNNWrapper(nn.Module):
         except OrderError:  # said in full where the orders are read
             return CallOrder(names, None, None)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            absent = absent_attribute(name)
+            if absent is None:
+                raise
+        raise absent
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_operators": {}, "_findings": {}, "_tries": 0}
 
@@ -527,7 +545,7 @@ class SNNWrapper(nn.Module):
             x: input samples ``[T, B, ...]``.
             x_time: their times ``[T]``, increasing; one more may follow, the end of the last step.
             output_time: the times of the output; None for those of the samples. On a grid they must be
-                among those.
+                among those. All times of ``x_time`` are the same as None, also with the end of the last step.
             method, options: in place of the defaults given to the constructor (options key by key).
             return_potentials: return the neurons' potentials as well.
 
@@ -574,6 +592,8 @@ class SNNWrapper(nn.Module):
         if output_time is not None:
             wanted = time_points(output_time, "output_time")
             blur = max(blur, blur_of(output_time, wanted))
+            if means_all_times(wanted, times, steps, blur):
+                output_time, wanted = None, times[:steps]
         step = uniform_step(times, blur_of(x_time, times), way.options.get("step_size"))
         masks = Masks(self.base, batch) if self.dropout == "sequence" else None
         if way.solver is not None and step is None:
