@@ -39,8 +39,8 @@ _SOLVERS = "choose a method by name (available_solvers()); fdeint(func, y0, t, a
 
 #: Attributes of spikeDE's wrapper that this one does not have, and what does their part.
 ATTRIBUTES = {
-    "ode_func": "there is no traced function and no count of its evaluations (a grid has one a step); the model is "
-    "wrapper.base",
+    "ode_func": "there is no traced function and no count of its evaluations (a grid has one a step); the "
+    "model is wrapper.base",
     "_ode_func_uncompiled": _NOT_TRACED,
     "_ode_gm": _NOT_TRACED,
     "traced_backbone": _NOT_TRACED,
@@ -180,7 +180,8 @@ def own_method(method: Any, integrator: str) -> Any:
     warnings.warn(
         f"method={method!r} is run as method={ours!r}, integrator={integrator!r}: the output is that of "
         "every time, [T, B, ...], and gradients are exact. spikeDE gives the fractional integral of the "
-        f"spikes up to the end instead, [1, B, ...], with the first layer's order in all layers; see {_PAGE}.",
+        "spikes up to the end instead, [1, B, ...], with the first layer's order in all layers; see "
+        f"{_PAGE}.",
         SpikedeWarning,
         stacklevel=2,
     )
