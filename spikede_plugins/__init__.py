@@ -51,6 +51,7 @@ from spikede_plugins.registry import (
 )
 from spikede_plugins.report import ConversionReport, ReportRow
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
+from spikede_plugins.spikede_checkpoints import load_spikede_state_dict
 from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.spiking_ode import SpikeTimes, SpikingODELayer
 from spikede_plugins.state import get_state, reset_rows, select_rows, set_state
@@ -116,6 +117,7 @@ __all__ = [
     "get_solver",
     "get_state",
     "interpolate",
+    "load_spikede_state_dict",
     "mittag_leffler",
     "plan_conversion",
     "refresh_plugins",

@@ -12,9 +12,10 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikede_plugins.errors import SpikedeError, SpikedeWarning, UnknownNameError
+from spikede_plugins.orders import FractionalOrder
 
 _PAGE = "docs/coming-from-spikede.md"
 
@@ -55,7 +56,6 @@ ATTRIBUTES = {
     "_alpha_config": "use wrapper.print_alpha_info() and wrapper.get_per_layer_alpha()",
     "_alpha_spec": "use wrapper.get_per_layer_alpha()",
     "_multi_coefficient_spec": "use wrapper.get_per_layer_coefficient()",
-    "per_layer_coefficient_params": "use wrapper.get_per_layer_coefficient()",
     "_reset_mem": "no neuron keeps a state between two calls; there is nothing to reset",
 }
 
@@ -156,6 +156,33 @@ def absent_attribute(name: str) -> AbsentNameError | None:
     if name not in ATTRIBUTES:
         return None
     return AbsentNameError(f"SNNWrapper has no {name}, as spikeDE's has: {ATTRIBUTES[name]} ({_PAGE}).")
+
+
+def orders_as_there(wrapper: nn.Module, name: str) -> Any:
+    """What spikeDE's wrapper says of its orders in the attribute ``name``; None if that is no such attribute.
+
+    ``per_layer_alpha_params`` and ``per_layer_coefficient_params`` are the parameters themselves where they
+    are learned. ``_alpha_case`` tells what the orders are, not how they were written.
+    """
+    if name not in ("per_layer_alpha_params", "per_layer_coefficient_params", "_alpha_case"):
+        return None
+    orders = [order for order in wrapper.orders if isinstance(order, FractionalOrder)]  # type: ignore[union-attr]
+    if name == "_alpha_case":
+        terms = [order.alphas().tolist() for order in orders]
+        same = all(one == terms[0] for one in terms)
+        several = any(order.multi_term for order in orders)
+        return ("B" if same else "C") if several else "A_scalar" if same else "A"
+    own = "alpha" if name == "per_layer_alpha_params" else "coefficients"
+    return [_values(order, own) for order in orders]
+
+
+def _values(order: FractionalOrder, own: str) -> Tensor:
+    learned = order._parameters.get(own)
+    if learned is not None:
+        return learned
+    factors = order.term_coefficients()
+    values = order.alphas() if own == "alpha" else torch.ones(1) if factors is None else factors
+    return values.detach().reshape(-1).to(torch.get_default_dtype())
 
 
 def refuse_integrator(integrator: Any) -> None:
