@@ -7,6 +7,7 @@ Importing this package imports torch and no SNN framework.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 from spikede_plugins.adapter import Adapter, Support
 from spikede_plugins.capture import SequenceModule, StepModule, sequence_module, step_module
@@ -34,6 +35,7 @@ from spikede_plugins.errors import (
 )
 from spikede_plugins.fdeint import fdeint, fdeint_adjoint
 from spikede_plugins.fractional_events import FractionalLIFDynamics
+from spikede_plugins.from_spikede import absent_name as _absent_name
 from spikede_plugins.heads import ClassificationHead, VotingLayer
 from spikede_plugins.interpolation import interpolate
 from spikede_plugins.learning import alphas, parameter_groups
@@ -51,6 +53,7 @@ from spikede_plugins.registry import (
 from spikede_plugins.report import ConversionReport, ReportRow
 from spikede_plugins.settings import ignore_settings
 from spikede_plugins.solvers import CorrectorSolver, ExplicitSolver, Solver
+from spikede_plugins.spikede_checkpoints import load_spikede_state_dict
 from spikede_plugins.spiking_dynamics import ODEIFDynamics, ODELIFDynamics, SpikingDynamics
 from spikede_plugins.spiking_ode import SpikeTimes, SpikingODELayer
 from spikede_plugins.state import get_state, reset_rows, select_rows, set_state
@@ -118,6 +121,7 @@ __all__ = [
     "get_state",
     "ignore_settings",
     "interpolate",
+    "load_spikede_state_dict",
     "mittag_leffler",
     "parameter_groups",
     "plan_conversion",
@@ -130,3 +134,8 @@ __all__ = [
     "set_state",
     "step_module",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of spikeDE's that this package does not have: an error that tells what does their part."""
+    raise _absent_name(name)

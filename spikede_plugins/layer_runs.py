@@ -19,6 +19,7 @@ from spikede_plugins.engine import FractionalOperator, state_dtype
 from spikede_plugins.errors import OptionError, StateError
 from spikede_plugins.neuron_steps import FrameworkNeuronCall, NeuronCall, OwnNeuronCall
 from spikede_plugins.neurons import BaseNeuron, current_driver, driven_by
+from spikede_plugins.run_states import RunStates
 from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
 
 CHANGED = "the model called other neurons than before; which it calls must not depend on values."
@@ -55,8 +56,15 @@ Layer = BaseNeuron | FrameworkNeuron
 class Run:
     """A call of ``base`` with ``steps`` steps folded into the batch."""
 
+    #: Where its neurons begin and end, if that is asked for.
+    beginnings: RunStates | None = None
+
     def __init__(self, steps: int, batch: int) -> None:
         self.steps, self.batch, self.time_is_gone = steps, batch, False
+
+    def begin_call(self, call: NeuronCall, layer: Layer) -> NeuronCall:
+        """A call of a neuron, put where it begins."""
+        return call if self.beginnings is None else self.beginnings.begin(call, layer)
 
     def __call__(self, layer: Layer, current: Tensor) -> Tensor:
         raise NotImplementedError
@@ -117,7 +125,7 @@ class GridRun(Run):
         x_seq = self.unfold_time(current)
         operator = self.operators(layer, len(self.called))
         self.called.append(layer)
-        call = neuron_call(layer, operator, x_seq[0], self.record)
+        call = self.begin_call(neuron_call(layer, operator, x_seq[0], self.record), layer)
         spikes = call.sequence(x_seq)
         self.potentials += call.potentials
         return spikes.flatten(0, 1).to(current.dtype)

@@ -11,7 +11,7 @@ neuron (none before its first step). ``torch.save`` writes it, ``torch.load(weig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from spikede_plugins.engine.rows import (
 )
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError
 from spikede_plugins.registry import adapters_in_use
+from spikede_plugins.run_states import reset_state_rows, select_state_rows
 from spikede_plugins.selection import show
 from spikede_plugins.tree import check_model
 
@@ -126,14 +127,19 @@ def _read(layer: _Layer, saved: Any) -> Snapshot:
     return Snapshot({name: _copy(value) for name, value in given.items()}, pasts)
 
 
-def reset_rows(model: nn.Module, rows: Any) -> None:
+@overload
+def reset_rows(model: nn.Module, rows: Any) -> None: ...
+@overload
+def reset_rows(model: Mapping[str, Any], rows: Any) -> dict[str, Any]: ...
+def reset_rows(model: nn.Module | Mapping[str, Any], rows: Any) -> dict[str, Any] | None:
     """Put some samples of the batch back to their start; the others go on.
 
     Use it where one stream of a batch ends before the others: an episode of an environment, a recording. The
     variables and the history of these rows begin anew; gradients do not go back beyond.
 
     Args:
-        model: a converted model, or any model of a supported framework.
+        model: a converted model, or any model of a supported framework; or the state that an
+            ``SNNWrapper`` returned, which stays as it is: a new one is returned.
         rows: which samples, along dimension 0 of a time step: a mask ``[B]``, indices, a slice, one index.
             Of neurons whose membrane the caller carries (snnTorch without ``init_hidden``) the histories
             begin anew; set the same rows of the membrane to zero.
@@ -145,6 +151,9 @@ def reset_rows(model: nn.Module, rows: Any) -> None:
     Example:
         >>> reset_rows(net, done)  # done: a mask [B]
     """
+
+    if isinstance(model, Mapping):
+        return reset_state_rows(model, rows)
 
     def restart(layer: _Layer, held: Snapshot) -> Snapshot:
         starts, variables = layer.adapter.start_values(layer.module), dict(held.variables)
@@ -164,6 +173,7 @@ def reset_rows(model: nn.Module, rows: Any) -> None:
         return Carried(restart_rows(operator, past.history, v, mask), past.log.copy(), membrane)
 
     _change(model, restart)
+    return None
 
 
 def _put_back(value: Tensor, start: float | Tensor, rows: Any) -> Tensor:
@@ -172,13 +182,18 @@ def _put_back(value: Tensor, start: float | Tensor, rows: Any) -> Tensor:
     return torch.where(over_rows(mask, value.shape), start, value)
 
 
-def select_rows(model: nn.Module, index: Any) -> None:
+@overload
+def select_rows(model: nn.Module, index: Any) -> None: ...
+@overload
+def select_rows(model: Mapping[str, Any], index: Any) -> dict[str, Any]: ...
+def select_rows(model: nn.Module | Mapping[str, Any], index: Any) -> dict[str, Any] | None:
     """Keep some samples of the batch, in the order of ``index``, with their histories.
 
     Use it for early exits, beam search (an index may occur more than once), and reordered batches.
 
     Args:
-        model: a converted model, or any model of a supported framework.
+        model: a converted model, or any model of a supported framework; or the state that an
+            ``SNNWrapper`` returned, which stays as it is: a new one is returned.
         index: which samples, along dimension 0 of a time step: indices, a mask ``[B]``, a slice, one index.
             Of neurons whose membrane the caller carries (snnTorch without ``init_hidden``) it selects the
             histories; select the same rows of the membrane.
@@ -191,6 +206,9 @@ def select_rows(model: nn.Module, index: Any) -> None:
         >>> select_rows(net, undecided)  # a mask [B]
         >>> y = net(x[:, undecided])
     """
+
+    if isinstance(model, Mapping):
+        return select_state_rows(model, index)
 
     def select(layer: _Layer, held: Snapshot) -> Snapshot:
         variables = {
@@ -207,6 +225,7 @@ def select_rows(model: nn.Module, index: Any) -> None:
         return Carried(history, past.log.copy(), None if membrane is None else _select(membrane, index))
 
     _change(model, select)
+    return None
 
 
 def _select(value: Tensor, index: Any) -> Tensor:
@@ -241,6 +260,10 @@ def _copy(value: Any) -> Any:
 
 def _layers(model: nn.Module) -> list[_Layer]:
     check_model(model)
+    for module in model.modules():
+        hint = getattr(type(module), "keeps_no_state", "")
+        if hint:
+            raise StateError(hint)
     adapters = adapters_in_use()
     found: dict[int, _Layer] = {}
     inside: set[int] = set()

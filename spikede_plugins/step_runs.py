@@ -73,7 +73,8 @@ class StepRun(Run):
     def __call__(self, layer: Layer, current: Tensor) -> Tensor:
         n = self._next
         if self.now == 0:
-            self.calls.append(neuron_call(layer, self.operators(layer, n), current, self.record))
+            call = neuron_call(layer, self.operators(layer, n), current, self.record)
+            self.calls.append(self.begin_call(call, layer))
             self.called.append(layer)
         elif n >= len(self.calls) or self.called[n] is not layer:
             raise StateError(CHANGED)
@@ -161,15 +162,18 @@ class _Evaluation:
 
 @uncompiled
 def integrate_steps(
-    base: nn.Module, x: Tensor, operators: Operators, masks: Masks | None
-) -> tuple[Any, StateRun, list[Tensor]]:
+    base: nn.Module, x: Tensor, operators: Operators, masks: Masks | None,
+    start: Sequence[Tensor] | None = None,
+) -> tuple[Any, StateRun, list[Tensor]]:  # fmt: skip
     """The network integrated step by step; its activations are not kept but computed once more in backward.
+
+    The neuron calls begin at ``start``, or at 0.
 
     Returns:
         The output over time, the evaluation at the last time, and the potentials of the neuron calls.
     """
     steps, batch = x.shape[:2]
-    states: list[Tensor] = []
+    states: list[Tensor] = list(start or [])
     heads, captures = HeadInputs(steps), Captures(base)
     parts, reached, pasts = [], [], []
     logs: list[HistoryLog] = []
@@ -177,7 +181,7 @@ def integrate_steps(
         held = list(states)
 
         def run(k: int = k, held: list[Tensor] = held) -> At:
-            return At(batch, held, k == 0, heads, k)
+            return At(batch, held, k == 0 and start is None, heads, k)
 
         out, done = checkpoint(_Evaluation(base, masks, captures), run, x[k], *held, use_reentrant=False)
         parts.append(out)

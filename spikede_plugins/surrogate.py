@@ -17,7 +17,8 @@
 | piecewise_linear | 1 / (2a) where abs(z) <= a |
 | gaussian | exp(-z^2 / (2 a^2)) / (a sqrt(2 pi)) |
 
-``arctan`` is another name of ``atan``, and any name may end in ``_surrogate``.
+``arctan`` is another name of ``atan`` and ``linear`` of ``piecewise_linear``; any name may end in
+``_surrogate``.
 
 Source: Neftci, Mostafa & Zenke, IEEE Signal Processing Magazine 36 (2019); the scales are those the
 frameworks use, so that a surrogate means the same before and after conversion.
@@ -60,7 +61,7 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "piecewise_linear": lambda z, a: (z.abs() <= a).to(z.dtype) / (2.0 * a),
     "gaussian": lambda z, a: torch.exp(-0.5 * (z / a).square()) / (a * math.sqrt(2.0 * math.pi)),
 }
-_ALIASES = {"arctan": "atan"}
+_ALIASES = {"arctan": "atan", "linear": "piecewise_linear"}
 #: Scales outside these make a formula divide by zero or overflow in float32.
 SCALES = (1e-30, 1e30)
 

@@ -50,6 +50,14 @@ from spikede_plugins.errors import (
     nearest,
 )
 from spikede_plugins.fdeint import fdeint_adjoint
+from spikede_plugins.from_spikede import (
+    absent_attribute,
+    means_all_times,
+    orders_as_there,
+    own_method,
+    own_options,
+    refuse_integrator,
+)
 from spikede_plugins.heads import ClassificationHead
 from spikede_plugins.interpolation import Interpolant, available_interpolations
 from spikede_plugins.layer_orders import entries_by_layer, layer_orders
@@ -73,6 +81,7 @@ from spikede_plugins.model_state import as_is, put_back
 from spikede_plugins.neurons import BaseNeuron
 from spikede_plugins.orders import FractionalOrder
 from spikede_plugins.registry import adapters_in_use, available_solvers, get_solver
+from spikede_plugins.run_states import RunStates
 from spikede_plugins.sample_times import blur_of, rows_of, sample_times, time_points, uniform_step
 from spikede_plugins.solvers.base import CorrectorSolver, Solver
 from spikede_plugins.step_runs import At, HeadInputs, StepRun, gathered, integrate_steps, run_steps
@@ -151,7 +160,8 @@ def _way(integrator: str, method: Any, options: dict[str, Any]) -> _Way:
     """
     adjoint = integrator.endswith("_adjoint")
     fractional = integrator.startswith("fdeint")
-    options = dict(options)
+    options = own_options(options)
+    method = own_method(method, integrator)
     memory = options.pop("memory", "auto")
     everything = memory is None or (isinstance(memory, int) and memory == -1)
     kept = as_memory("full" if everything else memory)
@@ -230,6 +240,19 @@ def _takes_batch_statistics(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and (
         module.training or module.running_mean is None
     )
+
+
+def _refuse_state(states: RunStates | None, way: _Way) -> None:
+    """Only on a grid is there a state that a run goes on with."""
+    if states is None or (states.before is None and not states.keep):
+        return
+    what = "initial_state" if states.before is not None else "return_state=True"
+    mend = (
+        'use integrator="fdeint", which gives the same values' if way.solver is not None
+        else 'use method="euler" with integrator="odeint" on a uniform grid'
+    )  # fmt: skip
+    kind = 'integrator="fdeint_adjoint"' if way.solver is not None else f"torchdiffeq's {way.method!r}"
+    raise OptionError(f"{what}: {kind} carries no state from run to run; {mend}, or v0= alone.")
 
 
 def _refuse_times(run: Run) -> None:
@@ -317,6 +340,7 @@ class _Ode(NamedTuple):
         chosen: whether the output's times were asked for.
         record: whether potentials are.
         folds: whether times may be folded into the batch.
+        states: where the potentials begin, if not at 0.
     """
 
     times: Tensor
@@ -326,6 +350,7 @@ class _Ode(NamedTuple):
     chosen: bool
     record: bool
     folds: bool
+    states: RunStates | None
 
 
 class _Grid(NamedTuple):
@@ -336,6 +361,7 @@ class _Grid(NamedTuple):
     way: _Way
     record: bool
     folds: bool
+    states: RunStates | None
 
 
 class _Reading(NamedTuple):
@@ -421,6 +447,12 @@ class SNNWrapper(nn.Module):
         "is fractional by itself: pass alpha=, method= and memory= to SNNWrapper(model, ...), and read its "
         "orders with spikede_plugins.alphas(wrapper) or wrapper.print_alpha_info()"
     )
+    #: What functions on the state of a model say of this one.
+    keeps_no_state = (
+        "SNNWrapper keeps no state between two calls: net(x, x_time, return_state=True) returns it, "
+        "net(x, x_time, initial_state=state) goes on from it, and reset_rows(state, rows) and "
+        "select_rows(state, index) change it."
+    )
 
     def __init__(
         self,
@@ -447,6 +479,7 @@ class SNNWrapper(nn.Module):
                 f"{type(base).__name__} is or holds an SNNWrapper, which runs its neurons over a time of its "
                 "own; wrap the model that is in it (wrapper.base) once."
             )
+        refuse_integrator(integrator)
         for value, known, what in (
             (integrator, INTEGRATORS, "integrator"),
             (interpolation_method, available_interpolations(), "interpolation_method"),
@@ -506,6 +539,18 @@ class SNNWrapper(nn.Module):
         except OrderError:  # said in full where the orders are read
             return CallOrder(names, None, None)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            absent = absent_attribute(name)
+            found = orders_as_there(self, name)
+            if absent is None and found is None:
+                raise
+        if absent is not None:
+            raise absent
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_operators": {}, "_findings": {}, "_tries": 0}
 
@@ -525,16 +570,23 @@ class SNNWrapper(nn.Module):
         options: dict[str, Any] | None = None,
         *,
         return_potentials: bool = False,
+        v0: Any = None,
+        initial_state: Any = None,
+        return_state: bool = False,
     ) -> Any:
-        """The model's output over time, from resting neurons.
+        """The model's output over time, from resting neurons or where they are told to begin.
 
         Args:
             x: input samples ``[T, B, ...]``.
             x_time: their times ``[T]``, increasing; one more may follow, the end of the last step.
             output_time: the times of the output; None for those of the samples. On a grid they must be
-                among those.
+                among those. All times of ``x_time`` are the same as None, also with the end of the last step.
             method, options: in place of the defaults given to the constructor (options key by key).
             return_potentials: return the neurons' potentials as well.
+            v0: the potentials that the run begins with: a number, a tensor that broadcasts against them,
+                ``[B, ...]``, or a dict of these by the neuron's path (the others begin at 0).
+            initial_state: the state that another run ended with; this one goes on with it.
+            return_state: return the state at the end of the last step as well, behind all else. On a grid.
 
         Returns:
             What ``base`` returns, with its first dimension unfolded: ``[T, B, ...]``. Called once a step,
@@ -542,14 +594,18 @@ class SNNWrapper(nn.Module):
             of that and a dict of the potentials ``[T, B, ...]`` by the path of the neuron (from the second
             call of a neuron on ``"path (call 2)"``), at the times of the output: those that its spikes come
             from, 0 at the first one; of SpikingJelly's and snnTorch's neurons those after the step, as
-            these record them.
+            these record them. With ``return_state`` a plain nested dict of tensors follows
+            (``spikede_plugins.run_states``): ``x`` in chunks, each one from the state of the one before,
+            gives what ``x`` in one run gives.
 
         Raises:
             OptionError, OptionTypeError, UnknownNameError: for arguments that cannot be used.
+            StateError: for an ``initial_state`` or a ``v0`` that does not belong to this model and input.
             MissingExtraError: for a method of torchdiffeq without torchdiffeq.
         """
         flag(return_potentials, "return_potentials")
-        run, masks = self._begin(x, x_time, output_time, method, options, return_potentials)
+        states = self._states(v0, initial_state, return_state)
+        run, masks = self._begin(x, x_time, output_time, method, options, return_potentials, states)
         if isinstance(run, GridRun):
             return self._end(run, call_base(self.base, run, x.flatten(0, 1), masks))
         if isinstance(run, StepRun):
@@ -557,9 +613,17 @@ class SNNWrapper(nn.Module):
         return run()
 
     @uncompiled
+    def _states(self, v0: Any, initial_state: Any, keep: bool) -> RunStates | None:
+        """Where neurons begin, and whether it is asked where they end; None for from rest, and no."""
+        if flag(keep, "return_state") or v0 is not None or initial_state is not None:
+            names = {id(layer): name or "base" for name, layer in self._layers()}
+            return RunStates(names, v0, initial_state, keep)
+        return None
+
+    @uncompiled
     def _begin(
         self, x: Tensor, x_time: Any, output_time: Any, method: str | Solver | None,
-        options: dict[str, Any] | None, record: bool,
+        options: dict[str, Any] | None, record: bool, states: RunStates | None,
     ) -> tuple[GridRun | StepRun | Callable[[], Any], Masks | None]:  # fmt: skip
         """The run of the layers on a grid, or what runs the network otherwise; and the masks of dropout."""
         way = _way(
@@ -579,6 +643,8 @@ class SNNWrapper(nn.Module):
         if output_time is not None:
             wanted = time_points(output_time, "output_time")
             blur = max(blur, blur_of(output_time, wanted))
+            if means_all_times(wanted, times, steps, blur):
+                output_time, wanted = None, times[:steps]
         step = uniform_step(times, blur_of(x_time, times), way.options.get("step_size"))
         masks = Masks(self.base, batch) if self.dropout == "sequence" else None
         if way.solver is not None and step is None:
@@ -598,14 +664,17 @@ class SNNWrapper(nn.Module):
                     f"{keeps}; "
                     'use method="euler" or a fractional method on a uniform grid, which call it once a step.'
                 )
-            ode = _Ode(times, wanted, blur, way, chosen, record, folds)
+            _refuse_state(states, way)
+            ode = _Ode(times, wanted, blur, way, chosen, record, folds, states)
             return partial(self._by_torchdiffeq, x, ode, masks), None
         rows = rows_of(wanted, times[:steps], blur)
         operators = self._operators_for(way, 1.0 if step is None else step)
         if way.adjoint:
-            grid = _Grid(times, rows, way, record, folds)
+            _refuse_state(states, way)
+            grid = _Grid(times, rows, way, record, folds, states)
             return partial(self._by_adjoint, x, grid, operators, masks), None
         run = (GridRun if folds else StepRun)(steps, batch, operators, rows, record)
+        run.beginnings = states
         return run, masks
 
     @uncompiled
@@ -617,7 +686,11 @@ class SNNWrapper(nn.Module):
         if run.rows is not None:
             _refuse_times(run)
             out = each(out, lambda t: t[run.rows] if t.dim() else t)
-        return self._with_potentials(out, run.called, run.potentials, run.rows) if run.record else out
+        found = self._with_potentials(out, run.called, run.potentials, run.rows) if run.record else (out,)
+        if run.beginnings is not None:
+            run.beginnings.all_used()
+            found = (*found, run.beginnings.end()) if run.beginnings.keep else found
+        return found if len(found) > 1 else out
 
     def _with_potentials(
         self, out: Any, called: list[Layer], potentials: Sequence[Tensor], rows: Tensor | None
@@ -718,8 +791,8 @@ class SNNWrapper(nn.Module):
 
     # -- the whole network at a time of its own ---------------------------------------------------
 
-    def _resting(self, x: Tensor) -> tuple[tuple[Tensor, ...], list[Layer]]:
-        """Resting potentials for one time point ``x [B, ...]``, one for each neuron that is called."""
+    def _resting(self, x: Tensor, states: RunStates | None = None) -> tuple[tuple[Tensor, ...], list[Layer]]:
+        """The first potentials for one time point ``x [B, ...]``, one for each neuron that is called."""
         run = StateRun(1, len(x), None)
         buffers = [(b, b.clone()) for b in self.base.buffers()]  # a call that only looks must change nothing
         kept = as_is(self.base)
@@ -730,7 +803,11 @@ class SNNWrapper(nn.Module):
             for buffer, value in buffers:
                 buffer.copy_(value)
         self._places.check(len(run.called))
-        return tuple(run.rates), run.called
+        if states is None:
+            return tuple(run.rates), run.called
+        begun = [states.first(layer, v) for layer, v in zip(run.called, run.rates, strict=True)]
+        states.all_used()
+        return tuple(begun), run.called
 
     @uncompiled
     def _by_torchdiffeq(self, x: Tensor, ode: _Ode, masks: Masks | None) -> Any:
@@ -738,7 +815,7 @@ class SNNWrapper(nn.Module):
         times, wanted, blur = ode.times, ode.wanted, ode.blur
         signal = Interpolant(x, times[: len(x)], self.interpolation_method)
         field = VectorField(self.base, signal, x.shape[1], masks)
-        start, called = self._resting(x[0])
+        start, called = self._resting(x[0], ode.states)
         if float(wanted[0]) < float(times[0]) - blur:
             raise OptionError(
                 f"output_time begins at {float(wanted[0]):g}, before x_time, {float(times[0]):g}."
@@ -802,7 +879,8 @@ class SNNWrapper(nn.Module):
                 'use integrator="fdeint", or gl, l1 or pred.'
             )
         if not grid.folds:
-            out, run, states = integrate_steps(self.base, x, operators, masks)
+            start = None if grid.states is None else self._resting(x[0], grid.states)[0]
+            out, run, states = integrate_steps(self.base, x, operators, masks, start)
             self._places.check(len(run.called))
             if rows is not None:
                 _refuse_times(run)
@@ -811,7 +889,7 @@ class SNNWrapper(nn.Module):
         steps = len(x)
         signal = Interpolant(x, grid.times[:steps], "nearest")
         field = VectorField(self.base, signal, x.shape[1], masks)
-        start, called = self._resting(x[0])
+        start, called = self._resting(x[0], grid.states)
         orders = [operators(layer, call).order for call, layer in enumerate(called)]
         reached: tuple[Tensor, ...] = tuple(v.expand(steps, *v.shape) for v in start)
         if steps > 1 and x.shape[1]:  # an empty batch has nothing to integrate
