@@ -9,6 +9,9 @@ signature. What cannot be read is compiled anew, what cannot be written is left.
 The files lie where numba puts them: in ``__pycache__`` beside the sources or, where that takes nothing, in
 the user's cache folder; ``NUMBA_CACHE_DIR`` names another. Like ``.pyc`` files they are code: whoever can
 write there can run code in your process.
+
+Compiling takes seconds, so the first kernel that a process has to compile says so, through
+``spikede_plugins.notices``; one that is read from disk says nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+
+from spikede_plugins.notices import say_once
 
 
 def _sources() -> str:
@@ -50,14 +55,17 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         return key, IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{name}", SOURCES)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled form of a signature; None if there is none that can be used."""
+        """The compiled form of a signature; None if there is none that can be used: then it is compiled."""
         target_context.refresh()
         try:
             key, file = self._file(sig, target_context.codegen())
             data = file.load(key)
-            return None if data is None else self._impl.rebuild(target_context, data)
+            loaded = None if data is None else self._impl.rebuild(target_context, data)
         except Exception:  # a damaged file can raise anything; it is written anew below
-            return None
+            loaded = None
+        if loaded is None:
+            _say_that_it_takes_long(f"once on this machine (they are kept in {self._cache_path})")
+        return loaded
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled form, if the folder takes it."""
@@ -68,6 +76,18 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
             key, file = self._file(sig, data.codegen)
             file.flush()  # saving reads the index first, which may be what was damaged
             file.save(key, self._impl.reduce(data))
+
+
+class NoCache(NullCache):  # type: ignore[misc]
+    """Where nothing can be kept: every process compiles."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        """Nothing, but it is said that this takes long."""
+        _say_that_it_takes_long(f"in every process ({not_kept})")
+
+
+def _say_that_it_takes_long(how_often: str) -> None:
+    say_once("compiling", f"compiling CPU kernels, which takes some seconds, {how_often}.")
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -84,6 +104,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             dispatcher._cache = KernelCache(function)
         except RuntimeError:  # numba found no folder that can be written
             not_kept = "no folder can be written to keep them; set NUMBA_CACHE_DIR"
+            dispatcher._cache = NoCache()
         return dispatcher
 
     return compiled

@@ -22,6 +22,7 @@ from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.threads import in_tiles
 from spikede_plugins.exponentials import BLOCK
+from spikede_plugins.notices import say_once
 
 if TYPE_CHECKING:
     from spikede_plugins.engine.affine import AffineCode
@@ -42,6 +43,22 @@ def missing() -> str:
     if not installed():
         return 'numba is not installed: pip install "spikede-plugins[fast]"'
     return _failure()
+
+
+def available() -> bool:
+    """Whether the kernels can run what they could serve; if they cannot, a user is told once."""
+    why = missing()
+    if why and not torch.compiler.is_compiling():
+        say_slow(why)
+    return not why
+
+
+def say_slow(why: str) -> None:
+    """Say once what a process without the kernels is missing."""
+    say_once(
+        "slow",
+        f"fractional neurons run on plain torch here, on the CPU several times slower than fused; {why}.",
+    )
 
 
 @cache
@@ -88,7 +105,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
         and all(p.numel() == 1 for p in neuron.params)
         and v.numel() > 0
         and x_seq.shape[0] > 0
-        and not missing()
+        and available()
     )
 
 
@@ -375,9 +392,9 @@ def serves_steps(shape: torch.Size, like: Tensor, kernel: Kernel, channel_dim: i
         and kernel.weights.dtype == like.dtype
         and (kernel.gain.shape[-1] == 1 or _behind(shape, channel_dim) >= _NARROW)
         and shape.numel() > 0
-        and not missing()
         and not torch.compiler.is_compiling()
         and type(like) is Tensor
+        and available()
     )
 
 

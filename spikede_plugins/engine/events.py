@@ -49,7 +49,7 @@ def serves(v: Tensor) -> bool:
         and v.dtype in (torch.float32, torch.float64)
         and type(v) is Tensor
         and not torch.compiler.is_compiling()
-        and not cpu.missing()
+        and cpu.available()
     )
 
 
