@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import platform
 import sys
@@ -26,15 +28,54 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+#: Exit codes: of a mistake that the user can mend; of Ctrl-C and of a pipe that nobody reads, as shells give
+#: them to programs that a signal ended.
+_MISTAKE, _STOPPED, _NO_READER = 2, 128 + 2, 128 + 13
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code. Errors a user can mend are one line on stderr and code 2."""
-    arguments = _parser().parse_args(argv)
+    """Run a command; the exit code.
+
+    An error that a user can mend is one line on stderr and code 2, Ctrl-C is one line and 130. A reader that
+    wants no more (``spikede doctor | head -1``) is nothing to tell of: code 141, as other programs have it.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Greek letters shows "?" for them
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
+        return _run(argv)
+    except SpikedeError as error:
+        return _ended(_MISTAKE, str(error))
+    except KeyboardInterrupt:
+        return _ended(_STOPPED, "stopped.")
+    except BrokenPipeError:
+        _leave_stdout()
+        return _NO_READER
+    except OSError as error:  # a full disk behind the output
+        _leave_stdout()
+        return _ended(1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
         return code
-    except SpikedeError as error:
-        print(f"spikede: {error}", file=sys.stderr)
-        return 2
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where its errors are caught, and not when Python ends
+
+
+def _ended(code: int, line: str) -> int:
+    with contextlib.suppress(OSError):
+        print(f"spikede: {line}", file=sys.stderr)
+    return code
+
+
+def _leave_stdout() -> None:
+    """What is still buffered goes nowhere: Python would fail once more when it flushes it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,7 +253,7 @@ def _load_model(target: str) -> nn.Module:
         model = found if isinstance(found, nn.Module) else found()  # type: ignore[operator]
     except OptionError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise OptionError(f"{target} gave no model: {type(error).__name__}: {text}") from error
     if not isinstance(model, nn.Module):

@@ -365,6 +365,35 @@ def _check_extras() -> None:
         )
 
 
+#: The files that it writes.
+_FIGURE, _RESULTS = "demo.png", "demo.json"
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder, and see that both files can be written.
+
+    Raises:
+        OptionError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / _FIGURE, folder / _RESULTS):
+            new = not path.exists()
+            with path.open("ab"):
+                pass
+            if new:
+                path.unlink()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> OptionError:
+    return OptionError(
+        f"the demo cannot write into {str(folder)!r}: {error.strerror or error}; name another folder: "
+        "spikede demo --out DIR, or run_demo(out=DIR)."
+    )
+
+
 def run_demo(
     out: str | Path = "spikede-demo",
     quick: bool = False,
@@ -385,7 +414,8 @@ def run_demo(
 
     Raises:
         MissingExtraError: if scikit-learn, matplotlib, rich or the framework is not installed.
-        OptionError: for an unknown framework or ``seeds`` < 1.
+        OptionError: for an unknown framework, ``seeds`` < 1, or a folder that cannot be written: before
+            anything is trained.
     """
     _check_extras()
     if seeds < 1:
@@ -395,7 +425,7 @@ def run_demo(
     if quick:
         settings = replace(settings, seeds=min(seeds, 1), train_epochs=2, tune_epochs=1, samples=300)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(folder)
 
     threads = torch.get_num_threads()
     # Tensors this small lose more to the hand-over between threads than they gain.
@@ -407,13 +437,24 @@ def run_demo(
         torch.set_num_threads(threads)
 
 
+def _console() -> Any:
+    from rich.console import Console
+
+    class PipedConsole(Console):
+        """One that leaves a closed pipe to its caller, where rich ends the program."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipedConsole()
+
+
 def _run(
     folder: Path, settings: Settings, names: list[str], missing: list[str], quick: bool
 ) -> dict[str, Any]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console()
+    console = _console()
     began = time.perf_counter()
     console.print(
         f"Handwritten digits, row by row: T = {_ROWS * settings.repeat} steps, "
@@ -439,7 +480,12 @@ def _run(
 
     summary = _summary(rows, names, settings)
     verdicts = _verdicts(summary, settings)
-    figure = _draw(folder / "demo.png", summary, settings, names)
+    # The table first: it took minutes, and a disk that is full by now must not cost it.
+    _show(console, rows, summary, verdicts, settings)
+    try:
+        figure = _draw(folder / _FIGURE, summary, settings, names)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     result: dict[str, Any] = {
         "quick": quick,
         "settings": asdict(settings),
@@ -457,12 +503,17 @@ def _run(
     }
     # Beside the figure, so that the folder can be moved.
     text = json.dumps({**result, "figure": figure.name}, indent=1, ensure_ascii=False)
-    (folder / "demo.json").write_text(text + "\n", encoding="utf-8")
-    _show(console, result, settings)
+    try:
+        (folder / _RESULTS).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    console.print(f"{result['seconds']:.0f} s. Figure: {result['figure']}", highlight=False, soft_wrap=True)
     return result
 
 
-def _show(console: Any, result: dict[str, Any], settings: Settings) -> None:
+def _show(
+    console: Any, rows: list[dict[str, Any]], summary: dict[str, Any], verdicts: list[str], settings: Settings
+) -> None:
     from rich.table import Table
 
     runs = f"mean ± std over {settings.seeds} seeds" if settings.seeds > 1 else "1 seed"
@@ -471,7 +522,7 @@ def _show(console: Any, result: dict[str, Any], settings: Settings) -> None:
         text = _percent(value, settings)
         return f"[bold]{text}[/bold]" if best else text
 
-    for name, variants in result["summary"].items():
+    for name, variants in summary.items():
         table = Table(title=f"{_FRAMEWORKS[name].title}: test accuracy in %, {runs}")
         table.add_column("neurons", no_wrap=True)
         for heading in ("clean", f"noise {settings.noise:g}", "α of layers", "s/epoch"):
@@ -479,21 +530,20 @@ def _show(console: Any, result: dict[str, Any], settings: Settings) -> None:
         top = {c: max(v[c][0] for v in variants.values()) for c in ("clean", "noisy")}
         for variant, entry in variants.items():
             table.add_row(
-                result["variants"][variant],
+                _variants(settings)[variant],
                 *(percent(entry[c], entry[c][0] == top[c]) for c in ("clean", "noisy")),
                 ", ".join(f"{a:.2f}" for a, _ in entry["alphas"]),
                 f"{entry['seconds_per_epoch'][0]:.2f}",
             )
         console.print(table)
     console.print("Points against the integer net of the same seed:")
-    for line in result["verdicts"]:
+    for line in verdicts:
         console.print(f"- {line}", highlight=False)
-    same = all(r["same_as_native"] for r in result["results"] if r["same_as_native"] is not None)
+    same = all(r["same_as_native"] for r in rows if r["same_as_native"] is not None)
     console.print(
         "Converted with α = 1, the trained nets answer "
         + ("exactly as the native ones, bit for bit." if same else "NOT as the native ones: this is a bug.")
     )
-    console.print(f"{result['seconds']:.0f} s. Figure: {result['figure']}", highlight=False, soft_wrap=True)
 
 
 def _draw(path: Path, summary: dict[str, Any], settings: Settings, names: list[str]) -> Path:

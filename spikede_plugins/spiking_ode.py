@@ -35,6 +35,7 @@ class SpikeTimes(NamedTuple):
 
     Attributes:
         times: ``[(B,) n_neurons, K]``, counted from the latest reset, ascending; inf behind a neuron's last.
+            K is at least 1: where nothing fired, a column of inf.
         counts: how many there are, ``[(B,) n_neurons]``, integers.
     """
 
@@ -48,6 +49,7 @@ class SpikingODELayer(nn.Module):
         layer = SpikingODELayer(10, 3)                      # leaky integrate-and-fire
         counts = layer(torch.rand(100, 8, 10), interval=1.0)    # [100, 8, 3]
         layer.spike_times.times                             # [8, 3, K], inf behind the last
+        layer.first_spike                                   # [8, 3], inf where silent
         layer.voltage                                       # [8, 3]
 
     The potentials are kept from call to call until :meth:`reset`, so a sequence may come in pieces, or sample
@@ -168,15 +170,29 @@ class SpikingODELayer(nn.Module):
             return self._found
         if not self._events:
             v = self.voltage
-            return SpikeTimes(v.new_empty((*v.shape, 0)), torch.zeros(v.shape, dtype=torch.int64))
+            return SpikeTimes(v.new_full((*v.shape, 1), math.inf), torch.zeros_like(v, dtype=torch.int64))
         # In float64 until they are summed up: late times of short intervals would round away.
         rows = torch.cat([(start + events.times).to(events.times.dtype) for start, events in self._events])
         fired = torch.isfinite(rows)
         counts = fired.sum(0)
         most = int(counts.max()) if counts.numel() else 0
+        if most == 0:  # a row of inf, in the graph of the times that are not there
+            rows = torch.cat([rows[:0], rows.new_full((1, *rows.shape[1:]), math.inf)])
+            return SpikeTimes(rows.movedim(0, -1), counts)
         # Each interval's rows are in order, with gaps of inf between them that move to the end.
         order = (~fired).to(torch.int8).argsort(dim=0, stable=True)[:most]
         return SpikeTimes(rows.gather(0, order).movedim(0, -1), counts)
+
+    @property
+    def first_spike(self) -> Tensor:
+        """When each neuron fired first in the latest call, ``[(B,) n_neurons]``; inf where it was silent.
+
+        Timed as :attr:`spike_times` is, and with its gradient; that of a silent neuron is 0.
+
+            layer(torch.rand(100, 8, 10), interval=1.0)
+            fired = layer.first_spike.isfinite()
+        """
+        return self.spike_times.times[..., 0]
 
     def _begun(self, batch: tuple[int, ...]) -> NeuronState:
         """The state of a new sequence."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,11 @@ from toyspikes import ToyLIF, ToyLatch
 def net():
     return nn.Sequential(nn.Linear(2, 2), ToyLIF(), ToyLIF())
 
+def greek():
+    model = net()
+    model.add_module("\u03b1", ToyLIF())
+    return model
+
 def mixed():
     return nn.Sequential(ToyLIF(), ToyLatch())
 
@@ -26,6 +33,12 @@ text = "no model"
 
 def fails():
     raise RuntimeError("no weights")
+
+def ends():
+    raise SystemExit(3)
+
+def interrupted():
+    raise KeyboardInterrupt
 """
 
 
@@ -85,6 +98,7 @@ def test_plan_exits_with_one_if_a_neuron_has_no_fractional_form(models, capsys):
         (["cli_nothing:net"], "No module named 'cli_nothing'"),
         (["cli_models:nets"], "has no attribute 'nets'"),
         (["cli_models:fails"], "gave no model: RuntimeError: no weights"),
+        (["cli_models:ends"], "gave no model: SystemExit: 3"),
         (["cli_models:text"], "'str' object is not callable"),
         (["cli_models:dict"], "has no attribute 'dict'"),
         (["cli_models:net", "--alpha", "x"], "--alpha takes a number"),
@@ -120,3 +134,48 @@ def test_no_command_is_an_error_of_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
+
+
+@contextmanager
+def nobody_reads():
+    """Standard output is a pipe whose reader is gone, as behind ``| head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stdout, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        yield
+        stdout.write("what Python flushes at its end goes nowhere, and is no error")
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["plan", "cli_models:net"]])
+def test_a_reader_that_wants_no_more_is_no_error_to_tell_of(models, capsys, command):
+    with nobody_reads():
+        assert main(command) == 141
+    assert not capsys.readouterr().err
+
+
+def test_help_and_version_into_a_pipe_that_nobody_reads():
+    for option in ("--version", "--help"):
+        command = f"{sys.executable} -m spikede_plugins {option} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.returncode in (0, 141) and not done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_behind_the_output_is_one_line(models, monkeypatch, capsys):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["plan", "cli_models:net"]) == 1
+        assert capsys.readouterr().err == "spikede: No space left on device.\n"
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(models, capsys):
+    assert main(["plan", "cli_models:interrupted"]) == 130
+    assert capsys.readouterr().err == "spikede: stopped.\n"
+
+
+def test_a_terminal_without_greek_letters_shows_a_question_mark(models, tmp_path, monkeypatch):
+    with open(tmp_path / "out.txt", "w", encoding="ascii") as ascii_only:
+        monkeypatch.setattr(sys, "stdout", ascii_only)
+        assert main(["plan", "cli_models:greek"]) == 0
+    assert "?" in (tmp_path / "out.txt").read_text(encoding="ascii")

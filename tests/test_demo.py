@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ for needed in ("sklearn", "matplotlib", "rich"):
     pytest.importorskip(needed)
 
 from spikede_plugins import demo
+from spikede_plugins.cli import main
 from spikede_plugins.errors import MissingExtraError, OptionError
 
 INSTALLED = [name for name in ("spikingjelly", "snntorch") if demo._installed(name)]
@@ -113,6 +117,60 @@ def test_bad_arguments(tmp_path: Path) -> None:
         demo.run_demo(tmp_path, seeds=0)
     with pytest.raises(OptionError, match="did you mean 'snntorch'"):
         demo.run_demo(tmp_path, frameworks="snntroch")
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_run", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "taken" / "demo.png").mkdir(parents=True)
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "taken"):
+        with pytest.raises(OptionError, match=r"cannot write into .* name another folder"):
+            demo.run_demo(place)
+        assert main(["demo", "--out", str(place)]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith("spikede: the demo cannot write") and told.err.count("\n") == 1
+    assert not list((tmp_path / "taken").glob("*.json")), "the probe was left"
+
+
+def test_a_disk_that_is_full_after_training_costs_the_files_and_not_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    tiny = demo.Settings(seeds=1, hidden=4, train_epochs=1, tune_epochs=1, samples=100)
+    monkeypatch.setattr(demo, "Settings", lambda seeds: tiny)
+    monkeypatch.setattr(demo, "_draw", full)
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert "test accuracy in %" in told.out and "best:" in told.out
+    assert told.err.count("\n") == 1 and "No space left on device" in told.err
+
+
+def test_ctrl_c_stops_it_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(demo, "_one_seed", pressed)
+    threads = torch.get_num_threads()
+    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "spikede: stopped.\n"
+    assert torch.get_num_threads() == threads and not list(tmp_path.iterdir())
+
+
+def test_a_pipe_that_nobody_reads_ends_it_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["demo", "--quick", "--out", str(tmp_path)]) == 141
+    assert not capsys.readouterr().err
 
 
 def test_mean_and_spread() -> None:

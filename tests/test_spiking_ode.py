@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spikede_plugins import (
+    FractionalLIFDynamics,
     ODEIFDynamics,
     ODELIFDynamics,
     OptionError,
@@ -367,7 +368,7 @@ def test_another_batch_shape_starts_a_new_sequence():
     fresh = layer_of(torch.tensor([0.04, 0.03], dtype=F64))
     fresh(torch.ones(2, 5, 1, dtype=F64))
     assert torch.allclose(layer.voltage, fresh.voltage, atol=1e-14)
-    assert fresh.spike_times.times.shape == (5, 2, 0)
+    assert fresh.spike_times.times.tolist() == [[[math.inf]] * 2] * 5
 
 
 def test_compiles_as_one_graph():
@@ -386,7 +387,69 @@ def test_empty_batches_and_sequences():
     layer = SpikingODELayer(3, 4)
     assert layer(torch.rand(5, 0, 3)).shape == (5, 0, 4)
     assert layer(torch.rand(0, 2, 3)).shape == (0, 2, 4)
-    assert layer.spike_times.times.shape == (2, 4, 0)
+    assert layer.spike_times.times.tolist() == [[[math.inf]] * 4] * 2
+
+
+# -- the first spike ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_first_spike_is_infinity_where_a_neuron_was_silent(engine, dtype):
+    layer = layer_of(torch.tensor([0.04, 0.1, -1.0, 0.06], dtype=dtype))
+    first = layer.first_spike  # before any call
+    assert first.tolist() == [math.inf] * 4 and first.dtype == dtype
+    with torch.no_grad():
+        layer(ones(3, dtype), interval=20.0)
+    known = [math.inf, *lif_period(torch.tensor([0.1, 0.06], dtype=F64)).tolist()]
+    assert layer.first_spike.tolist() == pytest.approx([known[0], known[1], math.inf, known[2]], rel=1e-6)
+    assert layer.first_spike.dtype == dtype
+    layer.reset()
+    assert torch.isinf(layer.first_spike).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(4, 2), (4, 5, 2)])
+@pytest.mark.parametrize("options", [{}, {"max_spikes": 3}, {"interpolation": "linear"}], ids=str)
+def test_where_nothing_fires_there_is_a_column_of_infinity(engine, shape, options):
+    layer = SpikingODELayer(2, 3, ODELIFDynamics(tau_mem=20.0), **options)
+    layer(torch.zeros(shape), interval=1.0)
+    times, number = layer.spike_times
+    assert times.shape == (*shape[1:-1], 3, 1) and number.shape == (*shape[1:-1], 3)
+    assert torch.isinf(times[..., 0]).all() and torch.isinf(layer.first_spike).all() and not number.any()
+    # The first spikes of the latest call, from the latest reset: at 20 ln 2 after 4 silent ms.
+    layer.weight.data.fill_(0.05)
+    layer(torch.ones(*shape[:-1], 2), interval=10.0)
+    if not options:
+        known = 4.0 + 20.0 * math.log(2.0)
+        assert layer.first_spike.flatten().tolist() == pytest.approx([known] * number.numel())
+
+
+def test_of_fractional_dynamics_and_of_ones_own():
+    class Own(SpikingDynamics):
+        def dvdt(self, v, current):
+            return current - v
+
+    for dynamics in (FractionalLIFDynamics(0.7, tau_mem=20.0), Own()):
+        layer = layer_of(torch.tensor([0.1, 30.0], dtype=F64), dynamics)
+        layer(ones(2), interval=0.5)
+        assert layer.first_spike[0] == math.inf and 0 < layer.first_spike[1] < 1.0
+        layer.reset()
+        layer.weight.data.zero_()
+        layer(ones(2), interval=0.5)
+        assert torch.isinf(layer.first_spike).all()
+
+
+def test_the_gradient_of_a_first_spike_is_that_of_its_time_and_none_where_silent():
+    """The time is tau ln(tau I / (tau I - 1)), whose derivative is -1 / (I (I - 1 / tau))."""
+    layer = layer_of(torch.tensor([0.1, 0.02], dtype=F64))
+    layer(ones(2), interval=20.0)
+    layer.first_spike[0].backward()
+    assert layer.weight.grad.flatten().tolist() == pytest.approx([-1.0 / (0.1 * (0.1 - 1.0 / 20.0)), 0.0])
+    # Nothing fires at all: a training goes on, with a gradient of zero.
+    layer = layer_of(torch.tensor([0.01, 0.02], dtype=F64))
+    layer(ones(2), interval=20.0)
+    layer.first_spike.clamp_max(100.0).sum().backward()
+    assert layer.weight.grad.tolist() == [[0.0], [0.0]]
 
 
 def test_the_benchmark_runs(tmp_path):

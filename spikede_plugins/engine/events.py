@@ -26,7 +26,7 @@ _ROOM = 16
 
 
 class Ran(NamedTuple):
-    """A run: state ``[n]``, spikes ``[T, n]``, times ``[n, K]`` (inf behind the last), ``number [n]``."""
+    """State ``[n]``, spikes ``[T, n]``, times ``[n, K]`` (inf behind the last, K > 0), ``number [n]``."""
 
     v: Tensor
     held: Tensor
@@ -91,6 +91,7 @@ def run(
             break
         room = most  # more spikes than there was room for: now it is known how many
     spikes = torch.from_numpy(number)
+    most = max(most, 1)  # where nothing fired, a column of inf
     found = torch.from_numpy(times)[:, :most].to(v.dtype)
     found.masked_fill_(torch.arange(most) >= spikes[:, None], torch.inf)
     return Ran(potentials, waits, counts, found, spikes)
