@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spikede_plugins.adapter import Adapter
 from spikede_plugins.channels import settle_channels
 from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine.choice import say_if_slow
 from spikede_plugins.errors import (
     ConversionError,
     OptionError,
@@ -164,7 +165,9 @@ def convert_to_fractional(
         else:
             _place(operator, neuron.module, work.model)
             steps.append((neuron, partial(_to_fractional, neuron, operator, chosen)))
-    return work.carry_out(steps)
+    converted = work.carry_out(steps)
+    say_if_slow(o for o in plan.operators if o is not None and not o.is_native)
+    return converted
 
 
 def _to_fractional(neuron: Neuron, operator: FractionalOperator, surrogate: Surrogate | None) -> nn.Module:

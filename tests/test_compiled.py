@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 pytest.importorskip("numba")
 
-from spikede_plugins.engine import compiled, cpu
-from spikede_plugins.engine.choice import engines
+from spikede_plugins import FractionalOrder, SpikingODELayer, notices
+from spikede_plugins.engine import FractionalOperator, compiled, cpu, gpu
+from spikede_plugins.engine.choice import engines, say_if_slow
+from spikede_plugins.memory import as_memory
+from spikede_plugins.registry import get_solver
 
 INNER = "from spikede_plugins.engine.compiled import kernel\n\n@kernel()\ndef inner(x):\n    return x + {}\n"
 OUTER = """
@@ -24,7 +29,6 @@ from inner_of_test import inner
 def outer(x):
     return 10 * inner(x)
 """
-
 
 
 def load(path: Path, name: str) -> ModuleType:
@@ -129,3 +133,75 @@ def test_the_real_kernels_are_kept_this_way():
 
     for kernel in cpu_kernels.SHARED:
         assert isinstance(kernel._cache, compiled.KernelCache)
+
+
+# -- what is said while it takes long -------------------------------------------------------------
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What was logged, as in a new process."""
+    monkeypatch.setattr(notices, "_said", set())
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = notices.logger.level
+    notices.logger.addHandler(handler)
+    yield lines
+    notices.logger.removeHandler(handler)
+    notices.logger.setLevel(level)
+
+
+def test_compiling_says_so_once_and_reading_from_disk_says_nothing(start, said, tmp_path):
+    outer = start(1)
+    assert outer(1) == outer(1.0) == 20
+    (line,) = said
+    assert line.startswith("spikede-plugins: compiling CPU kernels") and str(tmp_path / "__pycache__") in line
+    notices.forget()
+    assert start(1)(1) == 20  # the next process
+    assert len(said) == 1
+
+
+def test_where_nothing_can_be_kept_every_process_is_told(said):
+    scope: dict = {"kernel": compiled.kernel}
+    exec("@kernel()\ndef double(x):\n    return 2 * x\n", scope)
+    assert scope["double"](3) == 6
+    (line,) = said
+    assert "in every process" in line and "NUMBA_CACHE_DIR" in line
+
+
+def operator(method="gl", memory="full", **options):
+    return FractionalOperator(FractionalOrder(0.7), get_solver(method), as_memory(memory), **options)
+
+
+def test_without_numba_a_user_is_told_once_what_it_costs_and_how_to_get_it(said, monkeypatch):
+    monkeypatch.setattr(cpu, "installed", lambda: False)
+    monkeypatch.setattr(gpu, "missing", lambda: "there is no CUDA device")
+    # Kernels would not serve these: nothing to tell.
+    say_if_slow([operator("abm"), operator(memory_reset="spike")])
+    assert not said
+    say_if_slow([operator("abm"), operator()])
+    say_if_slow([operator()])
+    (line,) = said
+    assert "plain torch" in line and 'pip install "numba' in line and "\n" not in line
+
+
+def test_without_numba_a_run_that_converted_nothing_is_told_as_well(said, monkeypatch):
+    monkeypatch.setattr(cpu, "installed", lambda: False)
+    layer = SpikingODELayer(2, 3)
+    with torch.no_grad():
+        for _ in range(2):
+            layer(torch.ones(2, 2))
+    (line,) = said
+    assert "plain torch" in line
+
+
+def test_with_numba_there_is_nothing_to_tell(said):
+    say_if_slow([operator()])
+    assert not said
+
+
+def test_the_standard_logging_silences_it(said):
+    logging.getLogger("spikede_plugins").setLevel(logging.ERROR)
+    notices.say_once("a topic", "a line")
+    assert not said

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from spikede_plugins.engine import cpu, gpu
 from spikede_plugins.engine.operator import FractionalOperator
 from spikede_plugins.engine.scan import ElementwiseNeuron, can_scan
@@ -25,6 +27,16 @@ def engines() -> list[tuple[str, bool, str]]:
         ("fused GPU (Triton)", not no_triton, no_triton or _AFFINE),
         ("torch", True, "every neuron, order and device that the others do not serve"),
     ]
+
+
+def say_if_slow(operators: Iterable[FractionalOperator]) -> None:
+    """Say once what neurons with these operators miss where the fused CPU engine is not available.
+
+    Where a GPU engine is, nothing is said before something runs on the CPU (``cpu.available``).
+    """
+    why = cpu.missing()
+    if why and gpu.missing() and any(can_scan(each) or each.steps_in_blocks for each in operators):
+        cpu.say_slow(why)
 
 
 def engine_of(
