@@ -57,8 +57,8 @@ def say_slow(why: str) -> None:
     """Say once what a process without the kernels is missing."""
     say_once(
         "slow",
-        "on the CPU fractional neurons run on plain torch here, whole sequences some 8 times slower than with "
-        f"the fused engine. {why[0].upper()}{why[1:]}.",
+        "on the CPU fractional neurons run on plain torch here, whole sequences some 8 times slower than "
+        f"fused. {why[0].upper()}{why[1:]}.",
     )
 
 
