@@ -155,6 +155,9 @@ def _install(
     package = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
     _run([*pip, package, "numpy", "pytest"], folder, _INSTALL_SECONDS)
+    if "fast" not in cell.extras:
+        # The extras of the frameworks bring it too; a cell without it is of a user who has none.
+        _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "numba"], folder, _INSTALL_SECONDS)
 
 
 def _probe(cell: Cell, folder: Path, python: Path) -> dict[str, str]:
@@ -170,6 +173,8 @@ def _probe(cell: Cell, folder: Path, python: Path) -> dict[str, str]:
     for extra in cell.extras:
         if _BROUGHT[extra] not in versions:
             raise StepFailed(f"the extra {extra} brought no {_BROUGHT[extra]}")
+    if "fast" not in cell.extras and "numba" in versions:
+        raise StepFailed("asked for no numba, found one")
     return versions
 
 
