@@ -21,7 +21,9 @@ _OPAQUE = (
     nn.Module, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType,
     torch.device, torch.dtype, torch.Generator, str, bytes,
 )  # fmt: skip
-_DEEPEST = 8
+#: How deep a state is looked for in containers and objects, and in how long ones.
+_DEEPEST = 4
+_LONGEST = 10_000
 
 Captured = list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]
 
@@ -33,6 +35,8 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 def _parts(value: Any) -> Callable[[Callable[[Any], Any]], Any] | None:
     """For a container, how to build one like it with every part changed; None for a leaf."""
+    if isinstance(value, (dict, list, tuple, deque)) and len(value) > _LONGEST:
+        return None  # a data set, no state
     if isinstance(value, dict):
 
         def mapping(change: Callable[[Any], Any]) -> Any:
@@ -48,7 +52,7 @@ def _parts(value: Any) -> Callable[[Callable[[Any], Any]], Any] | None:
         return lambda change: deque(map(change, value), value.maxlen)
     if isinstance(value, (list, tuple)):
         return lambda change: type(value)(map(change, value))
-    if hasattr(value, "__dict__") and not isinstance(value, (Tensor, *_OPAQUE)):
+    if _is_plain(value):
 
         def thing(change: Callable[[Any], Any]) -> Any:
             new = copy.copy(value)
@@ -58,6 +62,19 @@ def _parts(value: Any) -> Callable[[Callable[[Any], Any]], Any] | None:
 
         return thing
     return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an object is no more than its attributes, so that a copy of them is a copy of it."""
+    kind = type(value)
+    ordinary = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    return (
+        ordinary
+        and hasattr(value, "__dict__")
+        and not hasattr(kind, "__copy__")
+        and not hasattr(kind, "__setstate__")
+        and not isinstance(value, (Tensor, *_OPAQUE))
+    )
 
 
 def _changed(value: Any, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
@@ -162,11 +179,13 @@ def same(a: Any, b: Any, close: Callable[[Tensor, Tensor], bool], depth: int = 0
         return False
     if isinstance(a, _OPAQUE):
         return not isinstance(a, (str, bytes)) or a == b
+    if isinstance(a, (dict, list, tuple, deque)) and len(a) > _LONGEST:
+        return len(a) == len(b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key], close, depth + 1) for key in a)
     if isinstance(a, (list, tuple, deque)):
         return len(a) == len(b) and all(same(x, y, close, depth + 1) for x, y in zip(a, b, strict=True))
-    if hasattr(a, "__dict__"):
+    if _is_plain(a):
         return same(vars(a), vars(b), close, depth + 1)
     try:
         return bool(a == b)

@@ -86,6 +86,8 @@ def find_out(base: nn.Module, x: Tensor) -> Finding:
             return Finding(False, str(why), settled=False)
         except _Difference as where:
             return Finding(False, _culprit(base, check) or str(where), state=check.state)
+        except Exception as error:  # outputs that cannot be compared, say
+            return Finding(False, f"a check of it raised {type(error).__name__}: {error}")
     return Finding(True, state=check.state)
 
 
@@ -415,7 +417,7 @@ def compare(whole: _Seen, parts: Sequence[_Seen], close: Callable[[Tensor, Tenso
         stacked = torch.stack(each_time)
         if folded.shape != stacked.flatten(0, 1).shape or not close(folded, stacked.flatten(0, 1)):
             raise _Difference(f"samples of different times are mixed {where}")
-        finite = stacked.double().nan_to_num(0.0, 0.0, 0.0)
+        finite = (stacked.abs() if stacked.is_complex() else stacked.double()).nan_to_num(0.0, 0.0, 0.0)
         if times < 2 or (not constant and bool((finite == finite[:1]).all())):
             constant = where
     return constant

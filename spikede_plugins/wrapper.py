@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from spikede_plugins.call_order import CallOrder, traced_calls, use_name
 from spikede_plugins.checks import flag, is_finite
@@ -58,7 +57,6 @@ from spikede_plugins.from_spikede import (
     own_options,
     refuse_integrator,
 )
-from spikede_plugins.heads import ClassificationHead
 from spikede_plugins.interpolation import Interpolant, available_interpolations
 from spikede_plugins.layer_orders import entries_by_layer, layer_orders
 from spikede_plugins.layer_runs import (
@@ -67,24 +65,22 @@ from spikede_plugins.layer_runs import (
     Layer,
     Masks,
     Operators,
-    Run,
     StateRun,
     VectorField,
     call_base,
     each,
-    joined,
-    tensors_of,
 )
 from spikede_plugins.loading import watch_loading
 from spikede_plugins.memory import Memory, as_memory
 from spikede_plugins.model_state import as_is, put_back
 from spikede_plugins.neurons import BaseNeuron
 from spikede_plugins.orders import FractionalOrder
+from spikede_plugins.readings import Reading, refuse_times
 from spikede_plugins.registry import adapters_in_use, available_solvers, get_solver
 from spikede_plugins.run_states import RunStates
 from spikede_plugins.sample_times import blur_of, rows_of, sample_times, time_points, uniform_step
 from spikede_plugins.solvers.base import CorrectorSolver, Solver
-from spikede_plugins.step_runs import At, HeadInputs, StepRun, gathered, integrate_steps, run_steps
+from spikede_plugins.step_runs import StepRun, integrate_steps, run_steps
 from spikede_plugins.time_check import Finding, find_out
 from spikede_plugins.tree import copy_model, find_neurons, replace_modules
 from spikede_plugins.uncompiled import uncompiled, uncompiled_alone
@@ -96,8 +92,6 @@ TIMES = ("auto", "fold", "step")
 _TRIES = 3
 _log = logging.getLogger("spikede_plugins")
 _GRID_OPTIONS = ("memory", "step_size")
-#: How many steps ``fdeint_adjoint`` reads out at a time.
-_CHUNK = 16
 #: Adaptive solvers: firing makes rates jump, which no tolerance resolves for nothing.
 _TOLERANCES = {"rtol": 1e-3, "atol": 1e-4}
 _MOST_STEPS = 10_000
@@ -236,12 +230,6 @@ def _as_options(options: Any) -> dict[str, Any]:
     return dict(options or {})
 
 
-def _takes_batch_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-        module.training or module.running_mean is None
-    )
-
-
 def _refuse_state(states: RunStates | None, way: _Way) -> None:
     """Only on a grid is there a state that a run goes on with."""
     if states is None or (states.before is None and not states.keep):
@@ -253,12 +241,6 @@ def _refuse_state(states: RunStates | None, way: _Way) -> None:
     )  # fmt: skip
     kind = 'integrator="fdeint_adjoint"' if way.solver is not None else f"torchdiffeq's {way.method!r}"
     raise OptionError(f"{what}: {kind} carries no state from run to run; {mend}, or v0= alone.")
-
-
-def _refuse_times(run: Run) -> None:
-    """An output without time has no times to choose from."""
-    if run.time_is_gone:
-        raise OptionError("output_time: the model averages over time (ClassificationHead); leave it out.")
 
 
 def _grid_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -362,46 +344,6 @@ class _Grid(NamedTuple):
     record: bool
     folds: bool
     states: RunStates | None
-
-
-class _Reading(NamedTuple):
-    """The output of ``base`` at times where its input ``x`` and the ``states`` of its neurons are known.
-
-    Attributes:
-        chosen: whether the times were asked for.
-        again: keep no activations, but compute them once more in backward.
-    """
-
-    base: nn.Module
-    x: Tensor
-    states: Sequence[Tensor]
-    masks: Masks | None
-    chosen: bool
-    again: bool = False
-
-    def several(self, times: Tensor) -> Any:
-        """The output at some times, which are folded into the batch."""
-
-        def read(x: Tensor, *states: Tensor) -> Any:
-            run = StateRun(x.shape[0], x.shape[1], [v.flatten(0, 1) for v in states])
-            return run.output(call_base(self.base, run, x.flatten(0, 1), self.masks)), run
-
-        return self._made(read, self.x[times], *(v[times] for v in self.states))[0]
-
-    def one(self, k: int, heads: HeadInputs) -> tuple[Any, Run]:
-        """The output at one time, ``[B, ...]``."""
-
-        def read(x: Tensor, *states: Tensor) -> Any:
-            run = At(len(x), list(states), False, heads, k)
-            return call_base(self.base, run, x, self.masks), run
-
-        return self._made(read, self.x[k], *(v[k] for v in self.states))
-
-    def _made(self, read: Callable[..., Any], *given: Tensor) -> tuple[Any, Run]:
-        out, run = checkpoint(read, *given, use_reentrant=False) if self.again else read(*given)
-        if self.chosen:
-            _refuse_times(run)
-        return out, run
 
 
 # -- the wrapper ----------------------------------------------------------------------------------
@@ -684,7 +626,7 @@ class SNNWrapper(nn.Module):
         if isinstance(run, GridRun):
             out = run.output(out)
         if run.rows is not None:
-            _refuse_times(run)
+            refuse_times(run)
             out = each(out, lambda t: t[run.rows] if t.dim() else t)
         found = self._with_potentials(out, run.called, run.potentials, run.rows) if run.record else (out,)
         if run.beginnings is not None:
@@ -836,7 +778,7 @@ class SNNWrapper(nn.Module):
             states = self._solve(solvers, field, start, points.to(x.device), ode.way, x)
         rows = torch.searchsorted(points, wanted)
         x, states = signal(wanted), tuple(v[rows] for v in states)
-        out = self._in_parts(_Reading(self.base, x, states, masks, ode.chosen), len(x), ode.folds)
+        out = Reading(self.base, x, states, masks, ode.chosen).all_times(ode.folds)
         return self._with_potentials(out, called, states, None) if ode.record else out
 
     def _solve(
@@ -883,7 +825,7 @@ class SNNWrapper(nn.Module):
             out, run, states = integrate_steps(self.base, x, operators, masks, start)
             self._places.check(len(run.called))
             if rows is not None:
-                _refuse_times(run)
+                refuse_times(run)
                 out = each(out, lambda t: t[rows] if t.dim() else t)
             return self._with_potentials(out, run.called, states, rows) if grid.record else out
         steps = len(x)
@@ -899,33 +841,9 @@ class SNNWrapper(nn.Module):
             )  # fmt: skip
         if rows is not None:
             x, reached = x[rows], tuple(v[rows] for v in reached)
-        reading = _Reading(self.base, x, reached, masks, rows is not None, again=True)
-        out = self._in_parts(reading, len(x), True)
+        reading = Reading(self.base, x, reached, masks, rows is not None, again=True)
+        out = reading.all_times(True)
         return self._with_potentials(out, called, reached, None) if grid.record else out
-
-    def _in_parts(self, read: _Reading, times: int, folds: bool) -> Any:
-        """The output at all times.
-
-        Batch statistics are taken at each time, as they were when the network was integrated, and a model
-        that mixes samples sees each time alone. What averages over time (a head, or a model that returns a
-        number) must see all of it at once: a head is given what came before it at all times.
-        """
-        modules = list(self.base.modules())
-        by_batch = any(map(_takes_batch_statistics, modules))
-        if not folds or by_batch:
-            heads, parts = HeadInputs(times), []
-            for k in range(times):
-                part, run = read.one(k, heads)
-                if folds and times > 1 and any(t.dim() == 0 for t in tensors_of(part)):
-                    return read.several(torch.arange(times))
-                parts.append(part)
-            return gathered(run, parts)
-        most = times if not read.again or any(isinstance(m, ClassificationHead) for m in modules) else _CHUNK
-        pieces = torch.arange(times).split(most)
-        first = read.several(pieces[0])
-        if len(pieces) > 1 and any(t.dim() == 0 for t in tensors_of(first)):
-            return read.several(torch.arange(times))
-        return joined([first, *map(read.several, pieces[1:])])
 
     # -- what users of the original call ----------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 
 import pytest
 import torch
@@ -22,9 +23,6 @@ T, NODES, WIDTH = 8, 5, 4
 TIMES = torch.arange(float(T))
 SOURCE = torch.arange(NODES)
 TARGET = (SOURCE + 1) % NODES
-#: Every way to integrate on a grid: the integrator, and its method.
-WAYS = [("fdeint", "gl"), ("fdeint", "abm"), ("fdeint_adjoint", "l1"), ("odeint", "euler"),
-        ("odeint_adjoint", "euler")]  # fmt: skip
 
 
 def samples(scale=3.0, shape=(T, NODES, WIDTH)):
@@ -92,6 +90,17 @@ class Quiet(Between):
         return x * (1 + (x > 0.5).float().mean(0))
 
 
+class Placed(Between):
+    """Something for each place in the batch, as many as a larger batch might have."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(64, WIDTH))
+
+    def mix(self, x):
+        return x + self.places[: len(x)]
+
+
 class Looking(Between):
     """A branch for the whole batch."""
 
@@ -145,7 +154,18 @@ class Counting(Between):
         return x if self.calls < 10 else -x
 
 
-UNSAFE = [Messages, Dense, Centred, Attending, Gated, Quiet, Looking, Recurrent, LongShort, Running, Counting]
+UNSAFE = [
+    Messages, Dense, Centred, Attending, Gated, Quiet, Placed, Looking, Recurrent, LongShort, Running, Counting,
+]  # fmt: skip
+STATEFUL = (Recurrent, LongShort, Running, Counting)
+#: Every way to integrate on a grid: a model, the integrator, and its method.
+WAYS = [
+    *((kind, "fdeint", "gl") for kind in UNSAFE),
+    *((kind, "fdeint_adjoint", "l1") for kind in UNSAFE),
+    *((kind, "odeint", "euler") for kind in (Messages, Recurrent)),
+    *((kind, "odeint_adjoint", "euler") for kind in (Attending, LongShort)),
+    *((kind, "fdeint", "abm") for kind in (Messages, Gated)),  # which the loop of stateful models has not
+]
 
 
 def loop(model, x, integrator, method):
@@ -154,7 +174,7 @@ def loop(model, x, integrator, method):
         exact = integrator.removesuffix("_adjoint")  # torchdiffeq's adjoint is that of another equation
         return SNNWrapper(neuron, exact, alpha=0.7, method=method)(current, TIMES)
 
-    if isinstance(model, (Recurrent, LongShort, Running, Counting)):
+    if isinstance(model, STATEFUL):
         return whole_loop(model, x, method)
     spikes = run(model.first, torch.stack([2 * model.mix(model.fc(step)) for step in x]))
     return run(model.second, torch.stack([2 * model.mix(step) for step in spikes]))
@@ -190,12 +210,8 @@ def scheme(method, n, alpha=0.7):
     return [1.0, *(b[m] - b[m - 1] for m in range(1, n + 1))], math.gamma(2 - alpha)
 
 
-@pytest.mark.parametrize(("integrator", "method"), WAYS)
-@pytest.mark.parametrize("kind", UNSAFE)
+@pytest.mark.parametrize(("kind", "integrator", "method"), WAYS)
 def test_every_way_to_integrate_is_the_loop_over_time(kind, integrator, method):
-    stateful = kind in (Recurrent, LongShort, Running, Counting)
-    if stateful and method == "abm":
-        pytest.skip("the loop of this test has no corrector")
     x = samples().requires_grad_()
     model = kind()
     found = SNNWrapper(model, integrator, alpha=0.7, method=method)(x, TIMES)
@@ -242,7 +258,7 @@ class Safe(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.norm, self.lif = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), LIFNeuron(2.0, 0.3)
-        self.seen, self.notes = None, []
+        self.seen, self.notes, self.log = None, [], logging.getLogger("a model's own")
 
     def forward(self, x):
         assert not torch.isnan(x).any()
@@ -415,3 +431,40 @@ def test_numbers_of_each_step():
 
     spikes, rates = SNNWrapper(Rated(), "fdeint")(samples(), TIMES)
     torch.testing.assert_close(rates, spikes.mean((1, 2)))
+
+
+def test_a_state_in_an_object_of_the_models_own():
+    class Memory:
+        def __init__(self):
+            self.h = torch.zeros(NODES, WIDTH)
+
+    class Keeping(Between):
+        def __init__(self):
+            super().__init__()
+            self.memory, self.table = Memory(), [0.0] * 20_000
+
+        def mix(self, x):
+            self.memory.h = 0.5 * self.memory.h + x
+            return self.memory.h
+
+    x = samples()
+    assert "keeps 'memory'" in find_out(Keeping(), x).reason
+    found, exact = (SNNWrapper(Keeping(), i, alpha=0.7)(x, TIMES) for i in ("fdeint_adjoint", "fdeint"))
+    assert torch.equal(found, exact) and 0.05 < found.mean() < 0.95
+
+
+def test_what_cannot_be_copied_is_stepped():
+    class Locked(Between):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+        def mix(self, x):
+            with self.lock:
+                return x
+
+    finding = find_out(Locked(), samples())
+    assert not finding.folds and "it cannot be copied" in finding.reason
+    model, x = Locked(), samples()
+    stepped, folded = (SNNWrapper(model, "fdeint", time=time)(x, TIMES) for time in ("auto", "fold"))
+    assert torch.equal(stepped, folded)

@@ -252,7 +252,7 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         _wrapper,
         (
             "base", "integrator", "interpolation_method", "alpha", "multi_coefficient", "learn_alpha",
-            "learn_coefficient", "alpha_mode", "method", "options", "memory", "dropout", "x_time",
+            "learn_coefficient", "alpha_mode", "method", "options", "memory", "dropout", "time", "x_time",
             "output_time", "call_method", "call_options", "x",
         ),
     ),

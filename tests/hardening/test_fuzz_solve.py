@@ -145,15 +145,27 @@ WRAPS = Count("fuzzed SNNWrapper runs")
 
 
 class Skip(nn.Module):
-    """A skip connection round a neuron, and one neuron layer of a width of its own."""
+    """A skip connection round a neuron, and one neuron layer of a width of its own.
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+    What the first neuron gets may depend on the other samples, or on what came before.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, mixing: str) -> None:
         super().__init__()
+        self.mixing, self.h = mixing, 0.0
         self.a, self.first = nn.Linear(3, 4), first
         self.b, self.second = nn.Linear(4, 4), second
 
+    def current(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.mixing == "samples":
+            return x - x.flip(0)
+        if self.mixing == "times":
+            x = self.h = 0.5 * self.h + x
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
-        s = self.first(self.a(x))
+        s = self.first(self.current(x))
         return self.second(self.b(s) + s) + s
 
 
@@ -176,7 +188,9 @@ def _wrap(data: Any) -> None:
         )
         for _ in range(2)
     ]
-    base = Skip(*neurons).double()
+    mixing = data.draw(st.sampled_from(["nothing", "samples", "times"]))
+    time = data.draw(st.sampled_from(["auto", "step", *["fold"] * (mixing == "nothing")]))
+    base = Skip(*neurons, mixing).double()
     steps, batch = data.draw(st.sampled_from([1, 2, 5, 17, 40])), data.draw(st.sampled_from([0, 1, 2, 3]))
     h = data.draw(st.sampled_from([1.0, 0.25, 0.05]))
     method = data.draw(st.sampled_from(["gl", "l1", "pred", "abm", "trap", "euler"]))
@@ -188,9 +202,11 @@ def _wrap(data: Any) -> None:
         if data.draw(st.booleans())
         else None
     )
-    note(str((neurons, steps, batch, h, method, adjoint, orders, memory, chosen)))
+    note(str((mixing, time, neurons, steps, batch, h, method, adjoint, orders, memory, chosen)))
     integrator = "odeint" if method == "euler" else "fdeint_adjoint" if adjoint else "fdeint"
-    net = SNNWrapper(base, integrator, alpha=orders, alpha_mode="per_layer", method=method, memory=memory)
+    net = SNNWrapper(
+        base, integrator, alpha=orders, alpha_mode="per_layer", method=method, memory=memory, time=time
+    )
     x = torch.randn(steps, batch, 3, dtype=F64) * 3
     times = 1.0 + h * torch.arange(steps, dtype=F64)
     if steps == 1:
@@ -212,9 +228,10 @@ def _wrap(data: Any) -> None:
         for a in orders
     ]  # fmt: skip
     expected, margins = [], []
+    base.h = 0.0
     with torch.no_grad():
         for xk in x:
-            currents, margin = [base.a(xk)], torch.full((batch,), math.inf, dtype=F64)
+            currents, margin = [base.current(xk)], torch.full((batch,), math.inf, dtype=F64)
             s = []
             for path, neuron in zip(paths, neurons, strict=True):
                 _, fired, m = layer(neuron, path.v, currents[-1])
