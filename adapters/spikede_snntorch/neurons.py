@@ -86,6 +86,8 @@ class FractionalNeuron(snn.SpikingNeuron):
 
         Raises:
             OptionError: if per-channel orders do not fit the input.
+            OptionTypeError: if the input is a nested tensor.
+            StateError: if the membrane comes from a checkpoint with ``use_reentrant=True``.
             ExportError: if the call is one of an export to NIR, which would write an integer neuron, or if it
                 is captured as a program (torch.export, ONNX, TorchScript) that would hold the state as a
                 constant.
@@ -94,6 +96,8 @@ class FractionalNeuron(snn.SpikingNeuron):
             return super().forward(*args, **kwargs)
         _refuse_export(self)
         x = args[0] if args else kwargs.get("input_")
+        if isinstance(x, Tensor) and x.is_nested:
+            raise OptionTypeError(_NESTED.format(type(self).__name__))
         check_capture(self, self.native_class.__name__, x, self.fractional.captures)
         _put(self, "_last", self.mem)
         try:
@@ -256,6 +260,12 @@ def _is_method_of(module: nn.Module, value: Any) -> bool:
 def _begin(neuron: nn.Module) -> None:
     vars(neuron).update(_pasts=Pasts(), _step=None, _past=None, _last=None, _entered=None)
     vars(neuron)["_others"] = tuple(name for name in _OTHERS if name in neuron._buffers)
+
+
+_NESTED = (
+    "{} takes dense inputs: the history of a nested (jagged) tensor cannot be kept. Pad the samples, "
+    "torch.nested.to_padded_tensor(x, 0.0), and put those that have ended back with reset_rows(model, rows)."
+)
 
 
 def _refuse_export(neuron: nn.Module) -> None:
