@@ -72,4 +72,4 @@ def delayed_reset(neuron: Any) -> DelayedReset | None:
 
 def _is_number(value: Any) -> bool:
     """Whether it is one number that nothing is to learn."""
-    return isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad
+    return isinstance(value, Tensor) and value.numel() == 1 and not (value.requires_grad or value.is_meta)

@@ -103,7 +103,7 @@ class Entry:
     ) -> None:  # fmt: skip
         self.mark: Mark | None = Mark(mem)
         self.others = tuple(Mark(other) for other in others)
-        self.values: tuple[Tensor, ...] | None = tuple(t.detach().clone() for t in (mem, *others))
+        self.values: tuple[Tensor, ...] | None = None
         self.past = Past(past.history.each(Tensor.detach), past.log)
         self.tokens = mark(mem)
         self.had_graph = mem.grad_fn is not None
@@ -176,7 +176,9 @@ class GivenPast:
     def find(self, mem: Tensor, owner: Any = None) -> Past | None:
         return self.past
 
-    def add(self, mem: Tensor, past: Past, others: tuple[Tensor, ...] = ()) -> None:
+    def add(
+        self, mem: Tensor, past: Past, others: tuple[Tensor, ...] = (), values: Tensor | None = None
+    ) -> None:  # fmt: skip
         self.past = past
 
     def reset(self) -> None:

@@ -47,11 +47,17 @@ _OTHERS = ("spk", "syn", "syn_exc", "syn_inh")
 class FractionalNeuron(snn.SpikingNeuron):
     """The fractional part of a neuron; mixed in before a native snnTorch class.
 
-    The history goes with ``mem``: the tensor this neuron returned (or holds, with ``init_hidden``), or a
-    detached view of it, continues its sequence, without a graph where ``mem`` has none. Any other ``mem``
-    starts a new sequence from its value: zeros from ``init_*``, ``reset_mem``, ``reset_hidden`` or
-    ``utils.reset``, a new shape, a clone, a membrane set or edited by hand. Several sequences may run
-    through a neuron in turn, each with its own ``mem``. Handing back a copy of the newest ``mem`` warns.
+    The history goes with ``mem``. The tensor that this neuron returned (or holds, with ``init_hidden``), or a
+    view of it, continues its sequence, without a graph where ``mem`` has none. So does an edited ``mem``
+    (clamped, masked, noised, rounded, cloned, of another dtype, written to in place): it continues the
+    sequence that it came from with the changed potential, an impulse that is remembered, and the gradient
+    flows through the edit. A new history begins with zeros that are no edit (``init_*``, ``reset_mem``,
+    ``reset_hidden``, ``utils.reset``, ``torch.zeros``), with another shape, or with any ``mem`` after a
+    reset; and for single samples whose whole state (``syn`` and its like too) is put back to its start. To
+    clamp all elements puts no sample back.
+
+    Several sequences may run through a neuron in turn, each with its own ``mem``. An edited one is told by
+    its graph or, without one, by its values; a warning says where they do not tell.
 
     ``mem`` and history are float32 at least, also under autocast. With ``memory_reset="spike"`` a neuron that
     fires forgets its history in the step in which its reset acts: the step of the spike with
@@ -80,6 +86,8 @@ class FractionalNeuron(snn.SpikingNeuron):
 
         Raises:
             OptionError: if per-channel orders do not fit the input.
+            OptionTypeError: if the input is a nested tensor.
+            StateError: if the membrane comes from a checkpoint with ``use_reentrant=True``.
             ExportError: if the call is one of an export to NIR, which would write an integer neuron, or if it
                 is captured as a program (torch.export, ONNX, TorchScript) that would hold the state as a
                 constant.
@@ -88,6 +96,8 @@ class FractionalNeuron(snn.SpikingNeuron):
             return super().forward(*args, **kwargs)
         _refuse_export(self)
         x = args[0] if args else kwargs.get("input_")
+        if isinstance(x, Tensor) and x.is_nested:
+            raise OptionTypeError(_NESTED.format(type(self).__name__))
         check_capture(self, self.native_class.__name__, x, self.fractional.captures)
         _put(self, "_last", self.mem)
         try:
@@ -252,6 +262,12 @@ def _begin(neuron: nn.Module) -> None:
     vars(neuron)["_others"] = tuple(name for name in _OTHERS if name in neuron._buffers)
 
 
+_NESTED = (
+    "{} takes dense inputs: the history of a nested (jagged) tensor cannot be kept. Pad the samples, "
+    "torch.nested.to_padded_tensor(x, 0.0), and put those that have ended back with reset_rows(model, rows)."
+)
+
+
 def _refuse_export(neuron: nn.Module) -> None:
     """``snntorch.export_nir`` takes a fractional Leaky for a Leaky; nirtorch runs the model to trace it."""
     if torch.compiler.is_compiling():
@@ -298,9 +314,10 @@ class FractionalLeaky(FractionalNeuron, snn.Leaky):
         if history.start is step.v:  # the user may write to the tensor that the sequence started from
             history = history._replace(start=step.v.clone())
         _put(self, "_entered", given.detach())
-        self.mem = after
-        self._pasts.add(after, past._replace(history=history))
-        return spikes if self.init_hidden and not self.output else (spikes, after)
+        # The user may write to the membrane, and the backward pass needs it as it was: he gets a copy.
+        mem = self.mem = after.clone()
+        self._pasts.add(mem, past._replace(history=history), (), after.detach())
+        return spikes if self.init_hidden and not self.output else (spikes, mem)
 
     @property
     def reset(self) -> Tensor:

@@ -234,8 +234,16 @@ class Pasts:
         return Past(FRESH, HistoryLog(), Stream(self._clock, firsts))
 
     @_opaque
-    def add(self, mem: Tensor, past: Past, others: tuple[Tensor, ...] = ()) -> None:
-        """``mem`` was returned, with this past; ``others`` are the other variables returned with it."""
+    def add(
+        self, mem: Tensor, past: Past, others: tuple[Tensor, ...] = (), values: Tensor | None = None
+    ) -> None:  # fmt: skip
+        """``mem`` was returned, with this past.
+
+        Args:
+            mem, past: the membrane and what came before it.
+            others: the other variables that were returned with it.
+            values: the values of ``mem`` in memory that nobody else writes to; None to copy them.
+        """
         self._clock += 1
         self._reset = False
         origin, again = past.origin, False
@@ -247,6 +255,8 @@ class Pasts:
             stream = origin if isinstance(origin, Stream) else Stream(self._clock)
         stream.steps += 1
         entry = Entry(mem, others, past, stream, self._clock)
+        kept = mem.detach().clone() if values is None else values
+        entry.values = (kept, *(other.detach().clone() for other in others))
         key = mem.untyped_storage()._cdata
         self._entries.pop(key, None)
         self._entries[key] = entry

@@ -34,8 +34,19 @@ def restarted(
     with torch.no_grad():
         rows = _put_back(entry, history, tuple(t.detach() for t in state))
     if not bool(rows.any()):
+        return _begun(operator, history, mem)
+    if bool(rows.all()):
+        return None
+    return _begun(operator, restart_rows(operator, history, mem, rows), mem)
+
+
+def _begun(operator: FractionalOperator, history: History, mem: Tensor) -> History:
+    """The history, in which neurons that have just forgotten theirs start from the edited membrane."""
+    start = history.start
+    if operator.memory_reset != "spike" or start is None or start.dim() == mem.dim():
         return history
-    return None if bool(rows.all()) else restart_rows(operator, history, mem, rows)
+    first = torch.where(start[-1] < 0, mem.to(start), start[0])
+    return history._replace(start=torch.cat([first.unsqueeze(0), start[1:]]))
 
 
 def _put_back(entry: Any, history: History, state: tuple[Tensor, ...]) -> Tensor:

@@ -171,6 +171,12 @@ class Trajectory:
             return known + gain * (charge(explicit) - explicit)
         return _solve(charge, known, gain, base)
 
+    def restart(self, rows: Tensor) -> None:
+        """The samples ``rows [B]`` begin anew at the potential that they have now."""
+        rows = rows.reshape(-1, *([1] * (self.v.dim() - 1)))
+        self.start = torch.where(rows, self.v, self.start)
+        self.age = torch.where(rows, torch.zeros_like(self.age), self.age)
+
     def carry(self, v: Tensor, fired: Tensor | None = None) -> None:
         """The potential after firing, which the framework carries into the next step."""
         self.us.append(v - self.start)

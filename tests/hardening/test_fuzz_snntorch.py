@@ -94,20 +94,52 @@ def native(name: str, arguments: dict[str, Any]) -> nn.Module:
         return getattr(snn, name)(**arguments)
 
 
+# -- edits ----------------------------------------------------------------------------------------
+
+EDITS = st.sampled_from(["none", "none", "clamp", "noise", "mask", "round", "clone", "in place", "rows"])
+
+
+def edited(kind: str, mem: Tensor, k: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a user makes of the membrane after step k; how far it was from falling out otherwise; the samples
+    ``[B]`` that begin anew."""
+    made, margin, rows = mem, None, None
+    generator = torch.Generator().manual_seed(k)
+    if kind == "clamp":
+        made = mem.clamp(-0.25, 0.75)
+    elif kind in ("noise", "in place"):
+        made = mem + (torch.randint(-8, 9, mem.shape, generator=generator) / 64).to(mem)
+    elif kind == "mask" and mem.dim() > 1:
+        kept = torch.rand(mem.shape, generator=generator) > 0.3
+        made = mem * (kept | (torch.arange(mem.shape[-1]) == 0)).to(mem)
+    elif kind == "round":
+        made = (torch.floor(4.0 * mem) + 0.5) / 4.0
+        margin = (4.0 * mem - torch.round(4.0 * mem)).abs() / 4.0
+    elif kind == "clone":
+        made = mem.clone()
+    elif kind == "rows" and mem.dim() > 1 and mem.shape[0] > 1 and k % 3 == 2:
+        rows = torch.rand(mem.shape[0], generator=generator) < 0.5
+        rows[0] = False
+    return made, margin, rows if rows is not None and bool(rows.any()) else None
+
+
+def put_back(state: Tensor, rows: Tensor) -> Tensor:
+    return state * (~rows).reshape(-1, *([1] * (state.dim() - 1))).to(state)
+
+
 # -- the definition -------------------------------------------------------------------------------
 
 
 def reference(
-    name: str, node: Any, arguments: dict[str, Any], rule: Rule, x: Tensor, start: Tensor | None = None
+    name: str, node: Any, arguments: dict[str, Any], rule: Rule, x: Tensor, edit: str = "none"
 ) -> tuple[Reference, dict[str, Tensor]]:
-    """One sequence ``x [T, *shape]`` from zeros (or a membrane set by hand), and the states it ends in."""
-    mem = torch.zeros(x.shape[1:], dtype=F64) if start is None else start
+    """One sequence ``x [T, *shape]`` from zeros, edited after every step, and the states it ends in."""
+    mem = torch.zeros(x.shape[1:], dtype=F64)
     path = Trajectory(rule, len(x), mem)
     syn = exc = inh = spk = torch.zeros_like(mem)
     mechanism, delay = arguments["reset_mechanism"], arguments.get("reset_delay", True)
     threshold, graded = node.threshold, node.graded_spikes_factor
     outputs, vs, margins = [], [], []
-    for xk in x:
+    for k, xk in enumerate(x):
         old = node.spike_grad(mem - threshold).detach().to(F64)
         margin = (mem - threshold).abs()
         base = None
@@ -169,9 +201,15 @@ def reference(
             elif mechanism == "zero":
                 mem = mem - due * mem
             margin = torch.minimum(margin, (mem - threshold).abs())
-        path.carry(mem, old if delay else spk)
         outputs.append(spk)
         vs.append(mem)
+        mem, close, rows = edited(edit, mem, k)
+        margin = margin if close is None else torch.minimum(margin, close)
+        if rows is not None:
+            mem, syn, exc, inh, spk = (put_back(state, rows) for state in (mem, syn, exc, inh, spk))
+        path.carry(mem, old if delay else outputs[-1])
+        if rows is not None:
+            path.restart(rows)
         margins.append(margin.broadcast_to(mem.shape))
     shape = x.shape[1:]
     stacked = [
@@ -207,12 +245,12 @@ def tolerance_of(name: str, dtype: torch.dtype) -> float:
 
 
 def play(
-    node: Any, name: str, x: Tensor, states: tuple[Tensor, ...] | None
+    node: Any, name: str, x: Tensor, states: tuple[Tensor, ...] | None, edit: str = "none", first: int = 0
 ) -> tuple[list[Tensor], list[Tensor], tuple[Tensor, ...] | None]:
     """Spikes and membranes of every step, and the states to go on with."""
     spikes, mems = [], []
     recurrent = name.startswith("R")
-    for xk in x:
+    for k, xk in enumerate(x, first):
         if node.init_hidden:
             out = node(xk)
         else:
@@ -220,7 +258,21 @@ def play(
             out = node(xk, *given)
             states = tuple(out) if recurrent else tuple(out[1:])
         spikes.append(out[0] if isinstance(out, tuple) else out)
-        mems.append(node.mem)
+        mems.append(node.mem.clone() if edit == "in place" else node.mem)
+        mem, _, rows = edited(edit, node.mem, k)
+        if edit == "in place":
+            node.mem.copy_(mem)
+            mem = node.mem
+        if node.init_hidden and mem is not node.mem:
+            node.mem = mem
+        elif states is not None:
+            states = (*states[:-1], mem)
+        if rows is not None and node.init_hidden:
+            for state in ("spk", "syn", "syn_exc", "syn_inh", "mem"):
+                if state in node._buffers:
+                    setattr(node, state, put_back(getattr(node, state), rows))
+        elif rows is not None and states is not None:
+            states = tuple(put_back(state, rows) for state in states)
     return spikes, mems, states
 
 
@@ -246,8 +298,9 @@ def _values(data: Any) -> None:
     between = [
         data.draw(st.sampled_from(["reset", "detach", "nothing", "train", "no_grad"])) for _ in lengths
     ]
+    edit = data.draw(EDITS)
     seed, size = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([0.5, 1.5]))
-    note(str((name, arguments, shape, operator, dtype, layout, lengths, between)))
+    note(str((name, arguments, shape, operator, dtype, layout, lengths, between, edit)))
 
     converted, error = attempt(lambda: convert_to_fractional(native(name, arguments), **operator.options))
     if operator.impossible() or (ours(error) and "exponentials" in str(error)):
@@ -269,7 +322,7 @@ def _values(data: Any) -> None:
 
         def call(piece: Tensor = piece, states: Any = states, grad: bool = grad) -> Any:
             with torch.set_grad_enabled(grad):
-                return play(converted, name, piece, states)
+                return play(converted, name, piece, states, edit, len(runs[-1][0]) if runs else 0)
 
         found, error = attempt(call)
         if not operator.fits(torch.Size(shape)):
@@ -304,7 +357,7 @@ def _values(data: Any) -> None:
         if not xs:
             continue
         rule = rule_of(converted, operator, shape)
-        expected, _ = reference(name, exact, arguments, rule, torch.stack(xs).to(F64))
+        expected, _ = reference(name, exact, arguments, rule, torch.stack(xs).to(F64), edit)
         tolerance = max(tolerance_of(name, dtype), operator.error(len(xs)))
         whole = arguments.get("graded_spikes_factor", 1.0) == 1.0
         outputs = torch.stack([s.to(F64) for s in spikes]) if whole else None
@@ -312,7 +365,7 @@ def _values(data: Any) -> None:
             expected, tolerance, outputs=outputs, vs=torch.stack([m.to(F64) for m in mems]),
             until=operator.until(len(xs)), what=name,
             again=lambda draw, xs=xs, rule=rule: reference(
-                name, exact, arguments, rule, nudged(torch.stack(xs).to(F64), dtype, draw)
+                name, exact, arguments, rule, nudged(torch.stack(xs).to(F64), dtype, draw), edit
             )[0],
         )  # fmt: skip
     VALUES.add("cases")
