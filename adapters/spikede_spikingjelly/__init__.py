@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from spikede_spikingjelly.adapter import SpikingJellyAdapter
+from spikede_spikingjelly.classes import fractional_class
 from spikede_spikingjelly.node import FractionalNode
 
-__all__ = ["FractionalNode", "SpikingJellyAdapter"]
+__all__ = ["FractionalNode", "SpikingJellyAdapter", "fractional_class"]

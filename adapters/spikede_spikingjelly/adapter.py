@@ -10,12 +10,14 @@ from spikingjelly.activation_based import base, functional
 from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter, Support
-from spikede_plugins.engine import FractionalOperator
+from spikede_plugins.engine import FractionalOperator, History
 from spikede_plugins.engine.choice import engine_of
 from spikede_plugins.errors import OptionError, UnsupportedNeuronError
 from spikede_plugins.surrogate import Surrogate, is_step
 from spikede_plugins.tree import copy_of_state
+from spikede_spikingjelly.classes import from_native, to_native
 from spikede_spikingjelly.node import FractionalNode
+from spikede_spikingjelly.state import HISTORY, pack, unpack
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
 
 #: Memories that are no state of their own: a recording, and the constant that a run from a reset starts at.
@@ -41,16 +43,19 @@ class SpikingJellyAdapter(Adapter):
         if dynamics is None:
             found = support_of(module)
             raise UnsupportedNeuronError(f"{found.kind} has no fractional form: {found.reason}.")
-        return FractionalNode.from_native(module, operator, dynamics)
+        return from_native(module, operator, dynamics)
 
     def to_native(self, module: nn.Module) -> nn.Module:
-        return _fractional(module).to_native()
+        return to_native(_fractional(module))
 
     def operator(self, module: nn.Module) -> FractionalOperator:
         return _fractional(module).fractional
 
     def engine(self, module: nn.Module, operator: FractionalOperator) -> str:
-        dynamics = module.dynamics if isinstance(module, FractionalNode) else dynamics_of(module)
+        node: Any = module
+        dynamics = node._spikede.dynamics if isinstance(module, FractionalNode) else dynamics_of(module)
+        if dynamics is not None and node._step_mode == "m":
+            dynamics = dynamics.in_sequence(module, node.__dict__.get("_store_v_seq", False))
         scans = dynamics is not None and dynamics.scannable(module)
         return engine_of(operator, dynamics.elementwise(module) if dynamics is not None and scans else None)
 
@@ -65,7 +70,7 @@ class SpikingJellyAdapter(Adapter):
                 f"the surrogate of {node.native_class.__name__} is no step but "
                 f"{type(node.surrogate_function).__name__}, which is part of what the neuron computes."
             )
-        node.__dict__["_native_surrogate"] = node.surrogate_function
+        node._spikede.surrogate = (node.surrogate_function,)
         node.surrogate_function = Surrogate(surrogate.name, surrogate.alpha)
 
     def carry_state(self, module: nn.Module, operator: FractionalOperator) -> None:
@@ -76,8 +81,10 @@ class SpikingJellyAdapter(Adapter):
     def state(self, module: nn.Module) -> dict[str, Tensor]:
         node: Any = module
         found = {n: v for n, v in node._memories.items() if isinstance(v, Tensor) and n not in _DERIVED}
-        if "history_traces" in found:
-            found["traces"] = found.pop("history_traces")
+        if isinstance(module, FractionalNode):
+            traces = unpack(node.fractional, *(node._memories[name] for name in HISTORY)).traces
+            if traces is not None:
+                found["traces"] = traces
         return found
 
     def state_at_start(self, module: nn.Module) -> dict[str, Tensor]:
@@ -90,11 +97,16 @@ class SpikingJellyAdapter(Adapter):
 
     def set_state(self, module: nn.Module, state: dict[str, Tensor]) -> None:
         node: Any = module
-        node._memories.update({"history_traces" if n == "traces" else n: v for n, v in state.items()})
+        own = {name: value for name, value in state.items() if name != "traces"}
+        node._memories.update(own)
         if isinstance(node, FractionalNode):
-            node._memories["history_start"] = torch.full(
-                (), node._memories_rv["v"], dtype=state["v"].dtype, device=state["v"].device
-            )
+            v, rv = state["v"], node._memories_rv["v"]
+            start = torch.full((), rv, dtype=v.dtype, device=v.device)
+            traces = state.get("traces")
+            if traces is not None:
+                start = start.expand(v.shape)
+            past = pack(History(state.get("history"), start, traces), None)
+            node._memories.update(zip(HISTORY, past, strict=True))
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         return ""

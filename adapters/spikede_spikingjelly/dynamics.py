@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spikede_plugins.engine import AffineCode, ElementwiseNeuron, affine_neuron
+from spikede_plugins.errors import OptionError
 from spikede_spikingjelly.release import EXPLICIT_STATES, neuron_class
 from spikede_spikingjelly.surrogates import named, scannable
 
@@ -40,10 +41,16 @@ class Dynamics:
     Attributes:
         affine: whether the charge is affine in v.
         restarts: whether a new input shape restarts the state (else it must broadcast with the old one).
+        numbers: the node's settings that are numbers; a user may put tensors there, one number a channel.
     """
 
     affine = True
     restarts = EXPLICIT_STATES
+    numbers: tuple[str, ...] = ("v_threshold", "v_reset")
+
+    def in_sequence(self, node: Any, recorded: bool) -> Dynamics:
+        """The dynamics of a multi-step run, ``recorded`` if it keeps the potential of every step."""
+        return self
 
     def elementwise(self, node: Any) -> ElementwiseNeuron | None:
         """The neuron as functions of single elements, if it has no other state variables."""
@@ -51,7 +58,28 @@ class Dynamics:
 
     def scannable(self, node: Any) -> bool:
         """Whether :meth:`elementwise` may be evaluated for all time steps at once."""
-        return scannable(node.surrogate_function) and _is_number(node.v_threshold)
+        return scannable(node.surrogate_function) and all(_is_number(getattr(node, n)) for n in self.numbers)
+
+    def check(self, node: Any, shape: torch.Size) -> None:
+        """Nothing, if the settings that are tensors fit a time step ``shape``.
+
+        Raises:
+            OptionError: if one does not, by name.
+        """
+        for name in self.numbers:
+            value = getattr(node, name)
+            if not isinstance(value, Tensor):
+                continue
+            try:
+                fits = torch.broadcast_shapes(value.shape, shape) == shape
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise OptionError(
+                    f"{name} of the fractional {node.native_class.__name__} has shape {tuple(value.shape)}, "
+                    f"which does not broadcast to one time step {tuple(shape)}; of a value for each channel "
+                    f"make {name} a tensor of shape [C], or [C, 1, 1] for images."
+                )
 
     def cell(self, node: Any, x: Tensor, others: Others) -> Cell:
         """One time step on input ``x`` ``[*shape]``."""
@@ -80,7 +108,10 @@ class Dynamics:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether kernels can take ``value``: a float, an int of a size that a float holds, None (soft reset)."""
+    if isinstance(value, float) or value is None:
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def after_reset(
@@ -148,6 +179,8 @@ class HalfThreshold(IntegrateAndFire):
 class LeakyIntegrateAndFire(_Affine):
     """``h = v + (x - (v - rest)) / tau`` or ``h = v - (v - rest) / tau + x``"""
 
+    numbers = ("v_threshold", "v_reset", "tau")
+
     def leak(self, node: Any) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         return {"leak": "divide", "tau": node.tau, "decay_input": node.decay_input}, ()
 
@@ -181,6 +214,7 @@ class _Plain(Dynamics):
 class Quadratic(_Plain):
     """``h = v + (x + a0 (v - v_rest) (v - v_c)) / tau``"""
 
+    numbers = ("v_threshold", "v_reset", "tau", "a0", "v_rest", "v_c")
     affine = False
 
     def charge(self, node: Any) -> Callable[..., Tensor]:
@@ -191,6 +225,7 @@ class Quadratic(_Plain):
 class Exponential(_Plain):
     """``h = v + (x + v_rest - v + delta_T exp((v - theta_rh) / delta_T)) / tau``"""
 
+    numbers = ("v_threshold", "v_reset", "tau", "v_rest", "theta_rh", "delta_T")
     affine = False
 
     def charge(self, node: Any) -> Callable[..., Tensor]:
@@ -201,6 +236,7 @@ class Exponential(_Plain):
 class KLeaky(_Plain):
     """``h = relu(k (leaky charge))`` with a learnable k; ``scale_reset`` divides by k after firing."""
 
+    numbers = ("v_threshold", "v_reset", "tau")
     affine = False
 
     def params(self, node: Any) -> tuple[Tensor, ...]:
@@ -231,6 +267,7 @@ class Ternary(_Plain):
 
     def __init__(self, kind: _Affine) -> None:
         self.kind = kind
+        self.numbers = kind.numbers
 
     def charge(self, node: Any) -> Callable[..., Tensor]:
         return self.kind.elementwise(node).charge
@@ -250,6 +287,8 @@ class Ternary(_Plain):
 
 class IntegerLeaky(_Plain):
     """``h = (1 - 1/tau) v + x``; the spike counts whole thresholds, ``s = surrogate(h / threshold)``."""
+
+    numbers = ("v_threshold", "tau")
 
     def charge(self, node: Any) -> Callable[..., Tensor]:
         decay = 1.0 - 1.0 / node.tau
@@ -279,20 +318,18 @@ class LeakyAnalog(LeakyIntegrateAndFire):
         parent = getattr(neuron_class("LIFNode"), name, None)
         return parent is not None and getattr(native_class, name, None) is parent
 
-    def _plain(self, node: Any) -> bool:
+    def in_sequence(self, node: Any, recorded: bool) -> Dynamics:
         native = getattr(node, "native_class", type(node))  # reports ask before there is a fractional node
-        return node.step_mode == "m" and not node._store_v_seq and self.plain_sequences(native)
+        return self if recorded or not self.plain_sequences(native) else _PLAIN_LEAKY
 
     def scannable(self, node: Any) -> bool:
-        return self._plain(node) and super().scannable(node)  # act may be any callable
+        return False  # act may be any callable
 
     def fired(self, node: Any, h: Tensor, output: Tensor) -> Tensor:
         return h >= node.v_threshold
 
     def elementwise(self, node: Any) -> ElementwiseNeuron:
         plain = super().elementwise(node)
-        if self._plain(node):
-            return plain
 
         def fire(h: Tensor) -> tuple[Tensor, Tensor]:
             output = node.act(h - node.v_threshold if node.threshold_related else h)
@@ -301,9 +338,13 @@ class LeakyAnalog(LeakyIntegrateAndFire):
         return ElementwiseNeuron(plain.charge, fire)
 
 
+_PLAIN_LEAKY = LeakyIntegrateAndFire()
+
+
 class Izhikevich(Dynamics):
     """Quadratic charge minus a recovery variable w, which keeps its integer order."""
 
+    numbers = ("v_threshold", "v_reset", "tau", "a0", "v_rest", "v_c", "a", "b", "tau_w")
     affine = False
 
     def cell(self, node: Any, x: Tensor, others: Others) -> Cell:
@@ -332,6 +373,8 @@ class Izhikevich(Dynamics):
 class CurrentBased(Dynamics):
     """``c' = c_decay c + x``, ``h = v_decay v + c'``: the synaptic current c keeps its integer order."""
 
+    numbers = ("v_threshold", "v_reset", "c_decay", "v_decay")
+
     def cell(self, node: Any, x: Tensor, others: Others) -> Cell:
         current = others["c"] * node.c_decay + x
         fire = one_threshold(node)
@@ -343,6 +386,8 @@ class CurrentBased(Dynamics):
 
 class Complementary(Dynamics):
     """A LIF neuron whose reset grows with a complementary potential m (integer order)."""
+
+    numbers = ("v_threshold", "tau")
 
     def cell(self, node: Any, x: Tensor, others: Others) -> Cell:
         m, tau, threshold = others["m"], node.tau, node.v_threshold
@@ -373,6 +418,8 @@ class SimpleIntegrateAndFire(Broadcasting, IntegrateAndFire):
 
 class SimpleLeaky(Broadcasting, _Plain):
     """``h = v + (rest - v + x) / tau`` or ``h = v + (rest - v) / tau + x``"""
+
+    numbers = ("v_threshold", "v_reset", "tau")
 
     def charge(self, node: Any) -> Callable[..., Tensor]:
         tau, rest = node.tau, 0.0 if node.v_reset is None else node.v_reset

@@ -9,8 +9,9 @@ from torch import nn
 
 from spikede_plugins.adapter import Support
 from spikede_spikingjelly.dynamics import DYNAMICS, Dynamics, LeakyAnalog
-from spikede_spikingjelly.node import HISTORY, FractionalNode
+from spikede_spikingjelly.node import FractionalNode
 from spikede_spikingjelly.release import CHARGE_BASES, EXPLICIT_STATES
+from spikede_spikingjelly.state import HISTORY
 from spikede_spikingjelly.user import UserCharge
 
 _NEURON_PACKAGE = neuron.__name__
@@ -45,6 +46,9 @@ _SETTINGS = frozenset(
         *("__getattr__", "__setattr__", "__getattribute__"),
     }
 )
+
+#: What a fractional neuron has for itself beside the native one's attributes.
+_NEEDED = (*HISTORY, "fractional", "native_class")
 
 #: Why a class of the framework has no fractional form (its subclasses have none either).
 _REASONS = {
@@ -127,7 +131,7 @@ def _examine(module: nn.Module) -> Dynamics | str:
     own = [name for name in vars(module) if name in _STEPS or name.startswith(_PARTS)]
     if own:
         return f"its {_listed(own)} was replaced on the instance (changed dynamics)"
-    taken = [name for name in (*HISTORY, "fractional") if hasattr(module, name)]
+    taken = [name for name in _NEEDED if hasattr(module, name)]
     if taken:
         return f"it already has an attribute {_listed(taken)}, which a fractional neuron needs for itself"
     changed: list[str] = []

@@ -13,16 +13,17 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from spikede_spikingjelly.dynamics import Broadcasting, Cell, Others
+from spikede_spikingjelly.state import native_memories
 
 #: What a node keeps in dictionaries of its own; a user's method may not replace these through a view.
 _CONTAINERS = {"_memories", "_memories_rv", "_parameters", "_buffers", "_modules"}
 
 
-def native_view(node: Any, memories: dict[str, Any] | None = None) -> Any:
+def native_view(node: Any, memories: dict[str, Any]) -> Any:
     """An object of the native class with the node's attributes and (a copy of) these state variables."""
     view = object.__new__(node.native_class)
     view.__dict__.update(node.__dict__)
-    view.__dict__["_memories"] = dict(node.native_memories() if memories is None else memories)
+    view.__dict__["_memories"] = dict(memories)
     return view
 
 
@@ -30,13 +31,14 @@ class UserCharge(Broadcasting):
     """A neuron given by its ``neuronal_charge`` (and, where it has them, its own firing and reset)."""
 
     affine = False
+    numbers = ()  # whatever its methods make of them
 
     def cell(self, node: Any, x: Tensor, others: Others) -> Cell:
         seen: list[Any] = []
 
         def charge(v: Tensor) -> Tensor:
             # A clone, so that an in-place charge (self.v += x) cannot reach the state handed in.
-            view = native_view(node, {**node.native_memories(), **others, "v": v.clone()})
+            view = native_view(node, {**native_memories(node), **others, "v": v.clone()})
             if isinstance(view, neuron.AdaptBaseNode):
                 view.w_float_to_tensor(x)
             view.neuronal_charge(x)

@@ -486,4 +486,6 @@ def test_lynxi_gets_no_integer_neuron_for_a_fractional_one() -> None:
     neuron = importlib.import_module("spikingjelly.activation_based.neuron")
     node = convert_to_fractional(nn.Sequential(neuron.LIFNode()), alpha=0.6)[0]
     assert type(exchange.to_lynxi_supported_module(neuron.LIFNode(), 4)) is exchange.LIFNode
-    assert type(exchange.to_lynxi_supported_module(node, 4)) is type(node)  # as it is
+    with pytest.raises(ExportError, match=r"LIFNode.*lynxi_exchange.*restore_native\(model\)"):
+        exchange.to_lynxi_supported_module(node, 4)
+    assert type(exchange.to_lynxi_supported_module(restore_native(node), 4)) is exchange.LIFNode
