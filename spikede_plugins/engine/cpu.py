@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.engine.buffers import empty
+from spikede_plugins.engine.observed import counted
 from spikede_plugins.engine.threads import in_tiles
 from spikede_plugins.exponentials import BLOCK
 
@@ -89,6 +90,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
         and v.numel() > 0
         and x_seq.shape[0] > 0
         and not missing()
+        and not counted()
     )
 
 
@@ -378,6 +380,7 @@ def serves_steps(shape: torch.Size, like: Tensor, kernel: Kernel, channel_dim: i
         and not missing()
         and not torch.compiler.is_compiling()
         and type(like) is Tensor
+        and not counted()
     )
 
 
