@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from spikede_plugins.errors import ExportError
+from spikede_plugins.errors import ExportError, StateError
 
 
 def _older_is_exporting() -> bool:
     """Releases without ``is_exporting`` set this flag in an export (``strict=False``) and nowhere else."""
     return bool(getattr(torch.compiler, "_is_compiling_flag", False))
 
+
+#: Whether a function transform of torch.func is at work.
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 is_exporting = getattr(torch.compiler, "is_exporting", _older_is_exporting)
 
@@ -39,9 +42,16 @@ def check_capture(neuron: Any, kind: str, x: Any, captures: str, *, fresh: bool 
 
     Raises:
         ExportError: if the program would hold the neuron's state as a constant.
+        StateError: under a transform of ``torch.func``.
     """
     if type(x) is not Tensor and isinstance(x, fx.Proxy):
         refuse(kind, _FX, _path(x, neuron))
+    if not torch.compiler.is_compiling() and _transformed():
+        raise StateError(
+            f"the fractional {kind} does not run under torch.func transforms (vmap, grad, jvp): its state and "
+            "history would have to be transformed as well. Call the models of an ensemble one after the other, "
+            "and take gradients with backward() or torch.autograd.grad."
+        )
     if torch.jit.is_tracing():
         if captures != "step":
             refuse(kind, _TRACE)

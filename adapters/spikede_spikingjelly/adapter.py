@@ -10,14 +10,16 @@ from spikingjelly.activation_based import base, functional
 from torch import Tensor, nn
 
 from spikede_plugins.adapter import Adapter, Support
-from spikede_plugins.engine import FractionalOperator, History
+from spikede_plugins.engine import FRESH, FractionalOperator, History, HistoryLog
 from spikede_plugins.engine.choice import engine_of
+from spikede_plugins.engine.rows import Carried, Snapshot
 from spikede_plugins.errors import OptionError, UnsupportedNeuronError
 from spikede_plugins.surrogate import Surrogate, is_step
 from spikede_plugins.tree import copy_of_state
 from spikede_spikingjelly.classes import from_native, to_native
+from spikede_spikingjelly.edits import left
 from spikede_spikingjelly.node import FractionalNode
-from spikede_spikingjelly.state import HISTORY, pack, unpack
+from spikede_spikingjelly.state import HISTORY, native_memories, pack, unpack
 from spikede_spikingjelly.support import dynamics_of, is_neuron, support_of
 
 #: Memories that are no state of their own: a recording, and the constant that a run from a reset starts at.
@@ -107,6 +109,36 @@ class SpikingJellyAdapter(Adapter):
                 start = start.expand(v.shape)
             past = pack(History(state.get("history"), start, traces), None)
             node._memories.update(zip(HISTORY, past, strict=True))
+
+    def carries_state(self, module: nn.Module) -> bool:
+        if is_neuron(module) or isinstance(module, FractionalNode):
+            return isinstance(module, base.MemoryModule)
+        # Of other layers those with plain variables (filters); a container of neurons must not hide them.
+        if not isinstance(module, base.MemoryModule) or list(module.children()):
+            return False
+        starts = module._memories_rv.values()
+        return bool(starts) and all(type(number) in (int, float) for number in starts)
+
+    def snapshot(self, module: nn.Module) -> Snapshot:
+        node: Any = module
+        variables = {n: value for n, value in native_memories(node).items() if n != "v_seq"}
+        if not isinstance(module, FractionalNode) or not isinstance(node._memories["history"], Tensor):
+            return Snapshot(variables)
+        history = unpack(node.fractional, *(node._memories[name] for name in HISTORY))
+        return Snapshot(variables, (Carried(history, node._spikede.log),))
+
+    def restore(self, module: nn.Module, snapshot: Snapshot) -> None:
+        node: Any = module
+        node._memories.update(snapshot.variables)
+        if isinstance(module, FractionalNode):
+            past = snapshot.pasts[0] if snapshot.pasts else Carried(FRESH, HistoryLog())
+            node._memories.update(zip(HISTORY, pack(past.history, None), strict=True))
+            node._spikede.log = past.log
+            node._spikede.left = left(node)
+
+    def start_values(self, module: nn.Module) -> dict[str, float | Tensor]:
+        node: Any = module
+        return {name: value for name, value in node._memories_rv.items() if value is not None}
 
     def sequence_obstacle(self, module: nn.Module) -> str:
         return ""

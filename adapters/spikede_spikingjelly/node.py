@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import weakref
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from spikede_plugins.engine import FractionalOperator, HistoryLog
 from spikede_plugins.errors import ExportError, OptionTypeError, StateError
 from spikede_plugins.exporting import check_capture, refuse
 from spikede_spikingjelly.dynamics import Dynamics
+from spikede_spikingjelly.edits import Left, entered, followed, left
 from spikede_spikingjelly.release import EXPLICIT_STATES
 from spikede_spikingjelly.state import HISTORY, first_step, fit, named, packed, state_of
 from spikede_spikingjelly.stepping import run, step
@@ -33,22 +33,22 @@ class Own:
         log: the buffer that history rows live in.
         backend: the native neuron's backend, in releases that have one.
         surrogate: the native surrogate where another was chosen, in a tuple that hides it from the module.
-        last: the potential that the last call left, held weakly: a graph must not live on here.
+        left: what the last call left behind, to see an edit by.
     """
 
     def __init__(self, dynamics: Dynamics, backend: str | None = None) -> None:
         self.dynamics, self.backend = dynamics, backend
         self.log = HistoryLog()
         self.surrogate: tuple[nn.Module] | None = None
-        self.last: weakref.ref[Tensor] | None = None
+        self.left: Left | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "last": None}
+        return {**self.__dict__, "left": None if self.left is None else self.left.sendable()}
 
     def replica(self) -> Own:
         """The same for a copy of the node that runs beside it."""
         new = copy.copy(self)
-        new.log, new.last = HistoryLog(), None
+        new.log = HistoryLog()
         return new
 
 
@@ -106,7 +106,7 @@ class FractionalNode(base.MemoryModule):
         self._check_capture(x)
         self._check_repeated()
         x = fit(self, x, self._memories)
-        output, state = step(self, self._spikede.dynamics, x, state_of(self, x, self._memories))
+        output, state = step(self, self._spikede.dynamics, x, entered(self, x))
         self._keep(packed(state, self._memories))
         if EXPLICIT_STATES and self.__dict__.get("_store_v_seq"):
             source = None if "m" in state.others else state.v  # ComplementaryLIFNode keeps none in this mode
@@ -125,23 +125,13 @@ class FractionalNode(base.MemoryModule):
         recorded = self.__dict__.get("_store_v_seq", False)
         pairs = self.__dict__.get("_store_state_seqs", False)
         dynamics = self._spikede.dynamics.in_sequence(self, recorded)
-        outputs, state, v_seq, others = run(
-            self, dynamics, x_seq, state_of(self, x, self._memories), recorded or pairs
-        )
+        outputs, state, v_seq, others = run(self, dynamics, x_seq, entered(self, x), recorded or pairs)
         self._keep(packed(state, self._memories))
         if recorded:
             self.v_seq = v_seq
         if pairs:
             self.state_seqs = [v_seq, torch.stack([other["m"] for other in others])]
         return outputs
-
-    def functional_forward(
-        self, inputs: Any, states: Any, **kwargs: Any
-    ) -> tuple[tuple[Tensor], tuple[Any, ...]]:
-        """One time step or all of them from given states, by ``step_mode``; nothing is kept."""
-        if self._step_mode == "s":
-            return self.single_step_functional_forward(inputs, states, **kwargs)
-        return self.multi_step_functional_forward(inputs, states, **kwargs)
 
     def materialize_states(self, inputs: Any, states: Any, step_mode: str) -> tuple[Any, ...]:
         """The states as tensors that fit the input, as functional forward wants them."""
@@ -177,7 +167,7 @@ class FractionalNode(base.MemoryModule):
     def _keep(self, memories: dict[str, Any]) -> None:
         self._memories.update(memories)
         if not torch.compiler.is_compiling():
-            self._spikede.last = weakref.ref(memories["v"])
+            self._spikede.left = left(self)
 
     # What else runs, captures or writes neurons
 
@@ -188,7 +178,7 @@ class FractionalNode(base.MemoryModule):
         """A recomputation must find the state that its first run found, not the one it left."""
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
             return
-        if self._spikede.last is not None and self._memories["v"] is self._spikede.last():
+        if self._spikede.left is not None and self._spikede.left.unedited(self._memories):
             raise StateError(
                 f"torch.utils.checkpoint runs the fractional {self.native_class.__name__} again from the "
                 "state that its first run left, so gradients would be wrong: a neuron keeps its state "
@@ -235,7 +225,7 @@ class FractionalNode(base.MemoryModule):
         """Back to the start: every state variable to its reset value, the history forgotten."""
         for name in self._memories:
             self._memories[name] = copy.deepcopy(self._memories_rv[name])
-        self._spikede.log, self._spikede.last = HistoryLog(), None
+        self._spikede.log, self._spikede.left = HistoryLog(), None
         for name in ("v_seq", "state_seqs"):
             if name in self.__dict__:
                 self.__dict__[name] = None
@@ -243,9 +233,11 @@ class FractionalNode(base.MemoryModule):
     def detach(self) -> None:
         """Cut the graph behind the state (truncated backpropagation); values stay."""
         # Not in place: the states of one run may be views of one tensor.
+        memories = dict(self._memories)
         for name, value in self._memories.items():
             if isinstance(value, Tensor):
                 self._memories[name] = value.detach()
+        self._spikede.left = followed(self._spikede.left, self, memories)
         if isinstance(self.__dict__.get("v_seq"), Tensor):
             self.__dict__["v_seq"] = self.__dict__["v_seq"].detach()
 

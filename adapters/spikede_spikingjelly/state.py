@@ -39,22 +39,18 @@ class State(NamedTuple):
     history: History
 
 
-def _rows_of_start(operator: FractionalOperator) -> int:
-    """How many tensors ``[*shape]`` the engine keeps as the start of a run."""
-    return 1 + isinstance(operator.solver, CorrectorSolver) + (operator.memory_reset == "spike")
-
-
 def unpack(operator: FractionalOperator, rows: Tensor | None, packed: Tensor | None) -> History:
     """The history that these two state entries hold."""
     if rows is None or packed is None:
         return FRESH
     parts = None if torch.compiler.is_dynamo_compiling() else getattr(packed, _PARTS, None)
-    if parts is not None and parts[2] == _version(packed):
+    if parts is not None and parts[2] == version(packed):
         return History(rows, parts[0], parts[1])
-    count = _rows_of_start(operator)
-    if packed.dim() < rows.dim() or packed.shape[0] == count > 1:
-        return History(rows, packed)
-    return History(rows, packed[0] if count == 1 else packed[:count], packed[count:])
+    if packed.dim() < rows.dim() or isinstance(operator.solver, CorrectorSolver):
+        return History(rows, packed)  # a solver with a corrector has no compressed memory
+    if operator.memory_reset != "spike":
+        return History(rows, packed[0], packed[1:])
+    return History(rows, packed[:2], packed[2:] if packed.shape[0] > 2 else None)
 
 
 def pack(history: History, last: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -70,18 +66,21 @@ def pack(history: History, last: Any) -> tuple[Tensor | None, Tensor | None]:
     if torch.compiler.is_dynamo_compiling():
         return rows, _joined(start, traces)
     parts = getattr(last, _PARTS, None)
-    if parts is not None and parts[0] is start and parts[1] is traces and parts[2] == _version(last):
+    if parts is not None and parts[0] is start and parts[1] is traces and parts[2] == version(last):
         return rows, last
     packed = _joined(start, traces)
-    setattr(packed, _PARTS, (start, traces, _version(packed)))
+    setattr(packed, _PARTS, (start, traces, version(packed)))
     return rows, packed
 
 
 def _joined(start: Tensor, traces: Tensor) -> Tensor:
-    return torch.cat([start if start.dim() == traces.dim() else start.unsqueeze(0), traces])
+    if start.dim() < traces.dim():  # a potential, or one number for all
+        start = start.expand(traces.shape[1:]).unsqueeze(0)
+    return torch.cat([start, traces])
 
 
-def _version(t: Tensor) -> int:
+def version(t: Tensor) -> int:
+    """How often ``t`` was written to."""
     return 0 if t.is_inference() else t._version  # inference tensors keep no count
 
 

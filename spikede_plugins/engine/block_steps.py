@@ -207,7 +207,7 @@ class _Step(torch.autograd.Function):
         rows, newest, commit = known, None, None
         if place:
             rows, commit = log.room(known)
-            newest = rows[-1]
+            newest = rows.data[-1]  # see HistoryLog
         block_rows = rows[rows.shape[0] - place :]
         if cpu.serves_steps(v.shape, v, kernel, channel_dim):
             h, total = cpu.step(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spikede_plugins.engine.blocks import blocks
 from spikede_plugins.engine.buffers import empty
+from spikede_plugins.engine.observed import counted
 from spikede_plugins.engine.threads import in_tiles
 from spikede_plugins.exponentials import BLOCK
 from spikede_plugins.notices import say_once
@@ -106,6 +107,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
         and all(p.numel() == 1 for p in neuron.params)
         and v.numel() > 0
         and x_seq.shape[0] > 0
+        and not counted()
         and available()
     )
 
@@ -395,6 +397,7 @@ def serves_steps(shape: torch.Size, like: Tensor, kernel: Kernel, channel_dim: i
         and shape.numel() > 0
         and not torch.compiler.is_compiling()
         and type(like) is Tensor
+        and not counted()
         and available()
     )
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from spikede_plugins.engine.blocks import Block, Reach, blocks
 from spikede_plugins.engine.buffers import empty
 from spikede_plugins.engine.cpu import Adjoint
+from spikede_plugins.engine.observed import counted
 from spikede_plugins.exponentials import BLOCK
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def serves(neuron: ElementwiseNeuron, past: Past, x_seq: Tensor, kernel: Kernel)
         and 0 < v.numel() < _MOST
         and x_seq.shape[0] > 0
         and not missing()
+        and not counted()
     )
 
 

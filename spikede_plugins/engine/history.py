@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spikede_plugins.engine.buffers import empty
+from spikede_plugins.engine.observed import recorded
 from spikede_plugins.errors import StateError
 
 SECOND_DERIVATIVES = (
@@ -73,7 +74,8 @@ class HistoryLog:
 
     A history that ends where the buffer is filled is continued in place. Any other (loaded, copied,
     moved, or an older state taken up again) is first copied into a new buffer, so states never
-    disturb each other.
+    disturb each other. Rows behind a history are written through ``.data``, an alias whose writes are not
+    counted: torch must not take a history that it has saved (a checkpoint's input) for changed.
     """
 
     def __init__(self) -> None:
@@ -119,6 +121,8 @@ class HistoryLog:
 
     def opened(self, rows: Tensor, source: object, learned: bool) -> OpenBlock | None:
         """The open block, if it ends with these rows and its sums have the graph that they should have."""
+        if recorded():
+            return None
         found: OpenBlock | None = getattr(rows, _OPEN, None)
         if found is None and self._open is not None and not rows.requires_grad:
             found = self._open[1] if _same(self._open[0], rows) else None
@@ -360,7 +364,7 @@ def append(history: Tensor, u: Tensor, log: HistoryLog) -> Tensor:
     """Write ``u`` behind ``history``: the rows ``[r + 1, *shape]``, a view of the log without a graph."""
     with torch.no_grad():
         rows, commit = log.room(history)
-        rows[-1] = u
+        rows.data[-1] = u
         commit()
         return rows
 

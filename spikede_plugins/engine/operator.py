@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spikede_plugins.checks import is_finite
 from spikede_plugins.engine.blocks import Reach
+from spikede_plugins.engine.observed import unrecorded
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError, SpikedeWarning, StateError
 from spikede_plugins.exponentials import (
     BLOCK,
@@ -113,10 +114,6 @@ def _jvp(function: Callable[..., Kernel], at: list[Tensor], index: int, directio
             (back,) = torch.autograd.grad(out, inputs[index], u, create_graph=True)
             fields.append(torch.autograd.grad(back, u, direction)[0])
     return Kernel(*fields)  # type: ignore[arg-type]
-
-
-def _enough(kernel: Kernel, needed: int, traced: bool) -> bool:
-    return kernel.weights.shape[0] >= needed and (kernel.readout is not None or not traced)
 
 
 def _block_end(past: int) -> int:
@@ -229,8 +226,10 @@ class FractionalOperator(SettingsTravel):
         ``rows`` states are at hand when the run begins. With ``folded`` (old states were folded into traces
         before), or where ``past`` is so long that they will be, also the numbers of the traces.
 
-        Numbers are computed once for the orders as they are (float64, on the CPU), kept, and grown by
-        doubling; with learnable orders so are their derivatives, so that a step costs no more than a sum.
+        Numbers are computed once for the orders as they are (float64, on the CPU) and kept, for each power of
+        two of steps; with learnable orders so are their derivatives, so that a step costs no more than a sum.
+        The same call gives numbers of the same shape, whatever other runs needed in the meantime: a
+        checkpoint's repetition must save what its first run saved.
         """
         traced = False
         # To the end of the block that the newest step is in: its sums are formed when it begins.
@@ -242,13 +241,16 @@ class FractionalOperator(SettingsTravel):
             # A state made with another memory may hold more rows than this one leaves unfolded.
             needed = min(needed, max(self.memory.fold_at, EXACT + BLOCK, _block_end(rows)) + BLOCK)
         with_graph = torch.is_grad_enabled() and not self.order.fixed
-        key = (like.dtype, like.device, self.order.count)
+        length = 64
+        while length < needed:
+            length *= 2
+        key = (like.dtype, like.device, self.order.count, length, traced)
         kept = self._cache.get(key)
         if torch.compiler.is_compiling():
             # A compiled graph may reuse its memory (what it computes is not for keeping) and learns alpha
             # through the formulas themselves.
             given = self.order.fixed or bool(self.captures)
-            if kept is not None and given and _enough(kept.kernel, needed, traced):
+            if kept is not None and given:
                 return kept.kernel
             return self._compute(needed, like, traced)
         numbers = self._learnable() if not self.order.fixed else []
@@ -256,22 +258,17 @@ class FractionalOperator(SettingsTravel):
             return self._shapes_only(needed, like, traced, numbers)
         with torch.no_grad():  # the numbers the kernel depends on, as they are now
             values = tuple(x for t in numbers for x in t.reshape(-1).tolist())
-        if (
-            kept is None
-            or kept.values != values
-            or not _enough(kept.kernel, needed, traced)
-            or (with_graph and kept.tangents is None)
-        ):
+        if kept is None or kept.values != values or (with_graph and kept.tangents is None):
             if any(map(math.isnan, values)):
                 raise OrderError(self.at(_NAN))
-            length = 64
-            while length < needed:
-                length *= 2
             # Numbers made in inference mode could not be trained with later.
             with torch.inference_mode(False), torch.no_grad():
                 kernel = self._compute(length, like, traced, numbers or None)._replace(source=Source())
-            slopes = self._tangents(length, like, traced, numbers) if with_graph else None
+            with unrecorded():
+                slopes = self._tangents(length, like, traced, numbers) if with_graph else None
             kept = _Kept(values, kernel, slopes)
+            if any(other.values != values for other in list(self._cache.values())):
+                self._cache = {}  # of orders that are no more
             self._cache[key] = kept
         if not with_graph or kept.tangents is None:
             return kept.kernel

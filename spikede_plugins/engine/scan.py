@@ -213,11 +213,12 @@ def forward_pass(
     before = v.new_empty((0, *shape)) if rows is None else rows
     buffer, end = log.reserve(before, steps + (rows is not None))
     low = end - before.shape[0]
+    written = buffer.data  # see HistoryLog
     if rows is not None:
-        torch.sub(v, start, out=buffer[end])
+        torch.sub(v, start, out=written[end])
         end += 1
     entering = end - low
-    all_rows = buffer[low : end + steps]
+    all_rows = written[low : end + steps]
     h_seq = empty((steps, *shape), v) if keep_h else None
     v_seq = empty((steps, *shape), v) if keep_v else None
     fired: Tensor | None = None
@@ -235,7 +236,7 @@ def forward_pass(
             h_seq, v_seq,
         )  # fmt: skip
     first = handed_on(entering, steps, reach, traces is not None)[0]
-    handed = all_rows[first : entering + steps - 1]  # the newest deviation is carried by v
+    handed = buffer[low + first : low + entering + steps - 1]  # the newest deviation is carried by v
     if reach.fold and buffer.shape[0] > 8 * (handed.shape[0] + BLOCK):
         handed = handed.clone()  # not a view: a state of fixed size must not hold on to a whole sequence
     else:

@@ -216,7 +216,7 @@ def test_a_compiled_step_with_its_states_given_is_the_eager_one() -> None:
         pytest.skip("this release keeps its states in the module")
 
     def run(step: Callable, steps: int) -> tuple[Tensor, list[Tensor]]:
-        states, spikes = (0.0, None, None, None), []
+        states, spikes = (0.0, None, None), []
         for x in drive(steps, 3):
             (spike,), states = step((x,), states)
             spikes.append(spike)
