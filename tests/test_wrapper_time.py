@@ -155,7 +155,8 @@ class Counting(Between):
 
 
 UNSAFE = [
-    Messages, Dense, Centred, Attending, Gated, Quiet, Placed, Looking, Recurrent, LongShort, Running, Counting,
+    Messages, Dense, Centred, Attending, Gated, Quiet, Placed, Looking, Recurrent, LongShort, Running,
+    Counting,
 ]  # fmt: skip
 STATEFUL = (Recurrent, LongShort, Running, Counting)
 #: Every way to integrate on a grid: a model, the integrator, and its method.
