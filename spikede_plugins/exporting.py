@@ -48,9 +48,9 @@ def check_capture(neuron: Any, kind: str, x: Any, captures: str, *, fresh: bool 
         refuse(kind, _FX, _path(x, neuron))
     if not torch.compiler.is_compiling() and _transformed():
         raise StateError(
-            f"the fractional {kind} does not run under torch.func transforms (vmap, grad, jvp): its state and "
-            "history would have to be transformed as well. Call the models of an ensemble one after the other, "
-            "and take gradients with backward() or torch.autograd.grad."
+            f"the fractional {kind} does not run under torch.func transforms (vmap, grad, jvp): its state "
+            "and history would have to be transformed as well. Call the models of an ensemble one after the "
+            "other, and take gradients with backward() or torch.autograd.grad."
         )
     if torch.jit.is_tracing():
         if captures != "step":

@@ -1,8 +1,9 @@
 """Who looks on while the engine works: counters of operations, checkpoints, function transforms.
 
 Fused kernels work outside torch, and what they do is invisible to a mode that looks at torch's operations
-(SpikingJelly's ``DispatchCounterMode``, torch's ``FlopCounterMode``, profilers of that kind). While such a mode
-is active the engine takes its path in torch: the same equations, operation by operation, and each is counted.
+(SpikingJelly's ``DispatchCounterMode``, torch's ``FlopCounterMode``, profilers of that kind). While such a
+mode is active the engine takes its path in torch: the same equations, operation by operation, and each is
+counted.
 """
 
 from __future__ import annotations
