@@ -23,7 +23,6 @@ SETTINGS = [
     {"method": "gl", "memory": "full", "learn_alpha": True},
     {"method": "gl", "memory": "soe", "learn_alpha": True, "memory_reset": "spike"},
     {"method": "l1", "memory": 7, "learn_alpha": True},
-    {"method": "pred", "memory": "soe", "learn_alpha": True},
     {"method": "abm", "memory": "full", "learn_alpha": True},
     {"method": "trap", "memory": "full"},
 ]
@@ -45,7 +44,7 @@ def train(net: nn.Module, x: torch.Tensor, calls: int) -> list[torch.Tensor]:
     for _ in range(2):
         functional.reset_net(net)
         optimiser.zero_grad()
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=x.dtype)
         for part in x.chunk(calls):
             y = net(part) if net[0].step_mode == "m" else torch.stack([net(one) for one in part])
             total = total + y.square().sum()
@@ -58,16 +57,18 @@ def train(net: nn.Module, x: torch.Tensor, calls: int) -> list[torch.Tensor]:
 @explicit
 @pytest.mark.parametrize(
     "step_mode, chunks, calls, steps",
-    [("m", 5, 1, 80), ("m", 3, 2, 24), ("s", 1, 1, 20)],
+    [("m", 5, 1, 60), ("m", 3, 2, 24), ("s", 1, 1, 20)],
 )
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_memopt_gives_the_gradients_of_the_run_without(settings, step_mode, chunks, calls, steps):
     memopt = pytest.importorskip("spikingjelly.activation_based.memopt")
-    plain, saving = network(step_mode, **settings), network(step_mode, **settings)
+    plain, saving = network(step_mode, **settings).double(), network(step_mode, **settings).double()
     saving[1] = memopt.checkpoint_module(saving[1], chunks=chunks)
-    x = drive(steps, 4, 6)
+    if chunks == 5 and settings["memory"] in ("auto", "soe"):
+        steps = 140  # such a memory folds
+    x = drive(steps, 4, 6, dtype=torch.float64)
     for expected, found in zip(train(plain, x, calls), train(saving, x, calls), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
     assert expected.abs().sum() > 0
 
 
