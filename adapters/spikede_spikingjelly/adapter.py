@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -177,6 +178,8 @@ class SpikingJellyAdapter(Adapter):
         return alone
 
     def finish(self, model: nn.Module, replaced: Sequence[nn.Module], added: Sequence[nn.Module]) -> None:
+        for module in model.modules():
+            _rewire(module)
         # Some releases remember which modules of a net to reset; nets nested in this one do so too.
         forget = getattr(functional, "invalidate_reset_cache", None)
         if forget is not None:
@@ -192,3 +195,14 @@ def _fractional(module: nn.Module) -> FractionalNode:
     if not isinstance(module, FractionalNode):
         raise TypeError(f"expected a FractionalNode of SpikingJelly, got {type(module).__name__}.")
     return module
+
+
+def _rewire(module: nn.Module) -> None:
+    """``memopt.checkpoint_module`` keeps a function of the layer it wraps: make it one of the new layer."""
+    wrapped = module._modules.get("_checkpoint_wrapped_module")
+    call: Any = module.__dict__.get("checkpoint_fn")
+    if wrapped is None or not isinstance(call, functools.partial):
+        return
+    if "functional_forward" in call.keywords:
+        given = {**call.keywords, "functional_forward": base.to_functional_forward(wrapped)}
+        module.__dict__["checkpoint_fn"] = functools.partial(call.func, *call.args, **given)
