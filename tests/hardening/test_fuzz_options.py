@@ -191,6 +191,10 @@ def test_conversions():
 # -- everything else that takes options -----------------------------------------------------------
 
 
+#: How a run of SNNWrapper begins and what it returns.
+BEGINS = ("v0", "initial_state", "return_state", "return_potentials")
+
+
 def _base() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), LIFNeuron(tau=2.0), nn.Linear(6, 2), IFNeuron())
@@ -199,7 +203,7 @@ def _base() -> nn.Module:
 def _wrapper(**options: Any) -> Any:
     call = {
         k: options.pop(k)
-        for k in ("x_time", "output_time", "call_method", "call_options", "x")
+        for k in ("x_time", "output_time", "call_method", "call_options", "x", *BEGINS)
         if k in options
     }
     net = SNNWrapper(
@@ -207,7 +211,9 @@ def _wrapper(**options: Any) -> Any:
     )
     x = call.get("x", torch.ones(5, 2, 4))
     given = {"method": call.get("call_method"), "options": call.get("call_options")}
+    given |= {name: call[name] for name in BEGINS if name in call}
     out = net(x, call.get("x_time", torch.linspace(0, 1, 5)), call.get("output_time"), **given)
+    out = out[0] if isinstance(out, tuple) else out
     assert isinstance(out, Tensor)
     return out
 
@@ -253,7 +259,7 @@ TAKERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         (
             "base", "integrator", "interpolation_method", "alpha", "multi_coefficient", "learn_alpha",
             "learn_coefficient", "alpha_mode", "method", "options", "memory", "dropout", "time", "x_time",
-            "output_time", "call_method", "call_options", "x",
+            "output_time", "call_method", "call_options", "x", *BEGINS,
         ),
     ),
     "fdeint": (_solve, ("y0", "t", "alpha", "method", "memory", "options")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,7 +203,10 @@ def _wrap(data: Any) -> None:
         if data.draw(st.booleans())
         else None
     )
-    note(str((mixing, time, neurons, steps, batch, h, method, adjoint, orders, memory, chosen)))
+    begins = data.draw(st.sampled_from([None, 0.4, -1.0, {"second": 0.7}]))
+    cut = data.draw(st.integers(1, steps - 1)) if steps > 1 else 0
+    drawn = (mixing, time, neurons, steps, batch, h, method, adjoint, orders, memory, chosen, begins, cut)
+    note(str(drawn))
     integrator = "odeint" if method == "euler" else "fdeint_adjoint" if adjoint else "fdeint"
     net = SNNWrapper(
         base, integrator, alpha=orders, alpha_mode="per_layer", method=method, memory=memory, time=time
@@ -211,7 +215,7 @@ def _wrap(data: Any) -> None:
     times = 1.0 + h * torch.arange(steps, dtype=F64)
     if steps == 1:
         h = 1.0
-    found, error = attempt(lambda: net(x, times, None if chosen is None else times[chosen]))
+    found, error = attempt(lambda: net(x, times, None if chosen is None else times[chosen], v0=begins))
     if integrator == "fdeint_adjoint" and method in ("abm", "trap"):
         assert ours(error)
         WRAPS.add("expected errors")
@@ -223,9 +227,9 @@ def _wrap(data: Any) -> None:
                 "gl" if method == "euler" else method, torch.tensor(a, dtype=F64), step_size=h,
                 window=memory if isinstance(memory, int) else 0,
             ),
-            steps, torch.zeros(batch, 4, dtype=F64),
+            steps, torch.full((batch, 4), start, dtype=F64),
         )
-        for a in orders
+        for a, start in zip(orders, starts_of(begins), strict=True)
     ]  # fmt: skip
     expected, margins = [], []
     base.h = 0.0
@@ -252,7 +256,27 @@ def _wrap(data: Any) -> None:
     wrong = (found - torch.stack(expected)[rows]).abs().amax(-1) if batch else torch.zeros(len(rows), 0)
     assert not bool((fine[rows] & (wrong > 1e-9)).any()), "the wrapper's output differs"
     assert found.shape == (len(rows), batch, 4)
+    if cut and integrator != "fdeint_adjoint":
+        run = partial(in_chunks, net, x, times[0], h, begins=begins)
+        whole, parts = (attempt(partial(run, cut=first))[0] for first in (steps, cut))
+        assert torch.equal(parts, whole), "chunks differ from one run"
+        WRAPS.add("runs in chunks")
     WRAPS.add("cases")
+
+
+def in_chunks(net: SNNWrapper, x: Tensor, t0: Tensor, h: float, cut: int, begins: Any) -> Tensor:
+    """The output of the first ``cut`` steps and of the rest, as one."""
+    times = t0 + h * torch.arange(len(x) + 1, dtype=F64)
+    net.base.h = 0.0  # what a recurrent base keeps
+    out, state = net(x[:cut], times[: cut + 1], v0=begins, return_state=True)
+    return out if cut == len(x) else torch.cat([out, net(x[cut:], times[cut:], initial_state=state)])
+
+
+def starts_of(begins: Any) -> list[float]:
+    """Where the two neurons begin."""
+    if isinstance(begins, dict):
+        return [begins.get(name, 0.0) for name in ("first", "second")]
+    return [begins or 0.0] * 2
 
 
 def corrected(path: Trajectory, neuron: Any, current: Tensor) -> tuple[Tensor, Tensor]:
