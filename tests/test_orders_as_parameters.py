@@ -106,15 +106,29 @@ def test_a_parameter_stays_as_and_where_it_is(framework):
     [
         (nn.Parameter(torch.tensor(1.2)), OrderError, r"alpha is a parameter that must lie in \(0, 1\]"),
         (nn.Parameter(torch.tensor(math.nan)), OrderError, r"must lie in \(0, 1\].* got nan"),
-        (nn.Parameter(torch.rand(3)), OrderError, r"shape \(3,\).* a list of parameters, .* PerChannel"),
+        (
+            nn.Parameter(torch.full((3,), 0.5)),
+            OrderError,
+            r"shape \(3,\).* a list of parameters, .* PerChannel",
+        ),
         (nn.Parameter(torch.tensor(0.5).half()), OptionTypeError, r"parameter of torch.float16.*float\(\)"),
         (nn.Parameter(torch.tensor(0.5, device="meta")), OptionTypeError, "without numbers"),
         (nn.UninitializedParameter(), OptionTypeError, "without numbers"),
         (torch.tensor(0.5, requires_grad=True), OptionTypeError, r"pass nn.Parameter\(alpha.detach\(\)\)"),
-        (torch.rand(2, requires_grad=True), OptionTypeError, r"requires a gradient"),
+        (torch.full((2,), 0.5, requires_grad=True), OptionTypeError, r"requires a gradient"),
         ([torch.tensor(0.5, requires_grad=True), 0.5], OptionTypeError, r"alpha\[0\] is a tensor"),
     ],
-    ids=str,
+    ids=[
+        "too large",
+        "nan",
+        "three of them",
+        "half",
+        "meta",
+        "uninitialized",
+        "a tensor",
+        "two tensors",
+        "in a list",
+    ],
 )
 @each_framework
 def test_parameters_that_cannot_be_an_order_say_what_is_needed(framework, alpha, error, message):
