@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -16,7 +17,16 @@ from hypothesis import strategies as st
 from small_nets import FRAMEWORKS, INPUTS, Framework
 from torch import Tensor, nn
 
-from spikede_plugins import conversion_report, convert_to_fractional, plan_conversion, restore_native
+from spikede_plugins import (
+    conversion_report,
+    convert_to_fractional,
+    get_state,
+    plan_conversion,
+    reset_rows,
+    restore_native,
+    select_rows,
+    set_state,
+)
 from spikede_plugins.errors import SpikedeError
 
 COUNT = Count("fuzzed call orders")
@@ -25,8 +35,10 @@ COUNT = Count("fuzzed call orders")
 QUIET = (
     "train", "eval", "grad", "no_grad", "detach", "copy", "pickle", "save", "load own state",
     "load state of another", "to", "report", "plan", "backward", "zero_grad", "requires_grad",
-    "copy and drop",
+    "copy and drop", "branch", "save state",
 )  # fmt: skip
+#: What happens to samples of the batch.
+ROWS = ("reset rows", "zero a row", "zero a row in place", "pick rows")
 #: What starts anew.
 ANEW = ("reset", "restore and convert", "new shape", "convert a copy")
 
@@ -62,9 +74,9 @@ class Machine:
         self.dtype = torch.float64 if framework.name == "spikingjelly" else torch.float32
         self.native = framework.net().to(self.dtype)
         self.net = convert_to_fractional(self.native, **options)
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
         self.grad, self.batch, self.start, self.checked = True, 3, 0, 0
+        #: For each sample of the batch its inputs since its last reset, and what came out.
+        self.runs: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(self.batch)]
 
     def fresh(self) -> nn.Module:
         return convert_to_fractional(self.native, **self.options)
@@ -83,28 +95,73 @@ class Machine:
                 functional.set_step_mode(self.net, "s")
             else:
                 out = torch.stack([self.net(each) for each in x])
-        self.inputs.append(x)
-        self.outputs.append(out)
+        for row, (inputs, outputs) in enumerate(self.runs):
+            inputs.append(x[:, row])
+            outputs.append(out[:, row])
 
     def check(self) -> None:
-        """Everything since the last reset is what a new model gives for the same inputs, step by step."""
-        if not self.inputs:
-            return
-        twin = self.fresh()  # not reset: snnTorch would reset all neurons of a class with it
-        with torch.no_grad():
-            expected = torch.stack([twin(x) for x in torch.cat(self.inputs)])
-        found = torch.cat([out.detach() for out in self.outputs])
-        assert torch.equal(found, expected), f"{int((found != expected).sum())} spikes differ"
+        """Every sample since its last reset is what a new model gives for its inputs, step by step."""
         close = 1e-9 if self.dtype == torch.float64 else 1e-5
-        names = ("v",) if self.framework.name == "spikingjelly" else ("mem",)
-        for a, b in zip(self.net.modules(), twin.modules(), strict=True):
-            for name in names:
+        name = "v" if self.framework.name == "spikingjelly" else "mem"
+        for row, (inputs, outputs) in enumerate(self.runs):
+            if not inputs:
+                continue
+            twin = self.fresh()  # not reset: snnTorch would reset all neurons of a class with it
+            with torch.no_grad():
+                expected = torch.stack([twin(x.unsqueeze(0)) for x in torch.cat(inputs)])[:, 0]
+            found = torch.cat([out.detach() for out in outputs])
+            assert torch.equal(found, expected), f"{int((found != expected).sum())} spikes of {row} differ"
+            for a, b in zip(self.net.modules(), twin.modules(), strict=True):
                 if hasattr(a, "native_class"):
-                    torch.testing.assert_close(
-                        getattr(a, name).detach(), getattr(b, name), rtol=close, atol=close
-                    )
+                    mine = getattr(a, name).detach()[row]
+                    torch.testing.assert_close(mine, getattr(b, name)[0], rtol=close, atol=close)
         self.checked += 1
-        del self.inputs[:], self.outputs[:]
+        self.runs = [([], []) for _ in range(self.batch)]
+
+    def check_spikes(self, row: int) -> None:
+        """The same of one sample that ends here; its potentials are gone."""
+        inputs, outputs = self.runs[row]
+        if inputs:
+            twin = self.fresh()
+            with torch.no_grad():
+                expected = torch.stack([twin(x.unsqueeze(0)) for x in torch.cat(inputs)])[:, 0]
+            found = torch.cat([out.detach() for out in outputs])
+            assert torch.equal(found, expected), f"{int((found != expected).sum())} spikes of {row} differ"
+        self.runs[row] = ([], [])
+
+    def rows(self, what: str, number: int) -> None:
+        """Put a sample of the batch back, or pick samples in another order."""
+        if not all(inputs for inputs, _ in self.runs):
+            return  # a batch of which nothing has run has no state
+        row = number % self.batch
+        if what == "pick rows":
+            index = [(row + 2 * n) % self.batch for n in range(1 + number % 4)]
+            for other in set(range(self.batch)) - set(index):
+                self.check_spikes(other)
+            select_rows(self.net, index)
+            self.runs = [(list(self.runs[n][0]), list(self.runs[n][1])) for n in index]
+            self.batch = len(index)
+            return
+        self.check_spikes(row)
+        if what == "reset rows":
+            reset_rows(self.net, [row])
+            return
+        name = "v" if self.framework.name == "spikingjelly" else "mem"
+        with torch.no_grad() if what == "zero a row in place" else contextlib.nullcontext():
+            for module in self.net.modules():
+                if not hasattr(module, "native_class"):
+                    continue
+                value = getattr(module, name)
+                if not bool(value[row].any()):  # at its start already: nothing to see, so it is said
+                    reset_rows(module, [row])
+                elif what == "zero a row in place":
+                    value = value.detach()
+                    value[row] = 0.0
+                    setattr(module, name, value)
+                else:
+                    mask = torch.ones(self.batch, *[1] * (value.dim() - 1), dtype=value.dtype)
+                    mask[row] = 0.0
+                    setattr(module, name, value * mask)
 
     def anew(self, what: str) -> None:
         self.check()
@@ -114,12 +171,16 @@ class Machine:
             self.net = convert_to_fractional(copy.deepcopy(self.native), inplace=True, **self.options)
         elif what == "new shape":
             self.batch = self.batch % 7 + 1
+            self.runs = [([], []) for _ in range(self.batch)]
             if self.framework.name == "spikingjelly":
                 reset(self.framework, self.net)  # releases differ in what they do without
         else:
             reset(self.framework, self.net)
         if what == "new shape":
             return
+
+    def detach_outputs(self) -> None:
+        self.runs = [(inputs, [out.detach() for out in outputs]) for inputs, outputs in self.runs]
 
     def quiet(self, what: str) -> None:
         net = self.net
@@ -145,7 +206,7 @@ class Machine:
         elif what in ("load own state", "load state of another"):
             # Loading writes to what the graph needs, natively too.
             detach(self.framework, net)
-            self.outputs = [out.detach() for out in self.outputs]
+            self.detach_outputs()
             source = net if what == "load own state" else self.native
             net.load_state_dict(source.state_dict())
         elif what == "to":
@@ -158,11 +219,22 @@ class Machine:
             except SpikedeError as error:
                 assert "already fractional" in str(error)
         elif what == "backward":
-            graphs = [out for out in self.outputs if out.requires_grad]
+            graphs = [out for _, outputs in self.runs for out in outputs if out.requires_grad]
             if graphs:
                 sum(out.sum() for out in graphs).backward()
                 detach(self.framework, net)
-                self.outputs = [out.detach() for out in self.outputs]
+                self.detach_outputs()
+        elif what in ("branch", "save state"):
+            if self.runs[0][0]:
+                state = get_state(net)
+                if what == "save state":
+                    file = io.BytesIO()
+                    torch.save(state, file)
+                    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+                with torch.no_grad():
+                    net(torch.ones(self.batch, INPUTS, dtype=self.dtype))
+                set_state(net, state)
+                self.detach_outputs()
         elif what == "zero_grad":
             net.zero_grad()
         elif what == "requires_grad":
@@ -185,6 +257,7 @@ def _calls(data: Any) -> None:
                 st.tuples(st.just("step"), st.sampled_from([1, 1, 1, 2, 3, 16, 17, 40, 90])),
                 st.tuples(st.just("sequence"), st.sampled_from([1, 2, 5, 16, 33, 90])),
                 st.tuples(st.sampled_from(QUIET), st.just(0)),
+                st.tuples(st.sampled_from(ROWS), st.integers(0, 6)),
                 st.tuples(st.sampled_from(ANEW), st.just(0)),
             ),
             min_size=2, max_size=14,
@@ -204,6 +277,8 @@ def _calls(data: Any) -> None:
             machine.step(count, what == "sequence")
         elif what in ANEW:
             machine.anew(what)
+        elif what in ROWS:
+            machine.rows(what, count)
         else:
             machine.quiet(what)
     machine.check()
