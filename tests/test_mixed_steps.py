@@ -193,15 +193,16 @@ def test_a_row_that_begins_anew_is_a_fresh_one(method, reset, memory):
 
 
 def test_rows_put_back_are_told_from_other_edits():
-    before = torch.tensor([[0.5, -0.2], [0.3, 0.4], [0.0, 0.0], [-0.1, -0.3]])
-    mask = torch.tensor([1.0, 0.0, 1.0, 1.0]).unsqueeze(1)
-    assert restarted_rows([before * mask], [before], [0.0]).tolist() == [False, True, False, False]
+    before = torch.tensor([[0.5, -0.2], [0.3, 0.4], [0.0, 0.0], [-0.1, -0.3], [-0.4, 0.1]])
+    mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]).unsqueeze(1)
+    assert restarted_rows([before * mask], [before], [0.0]).tolist() == [False, True, False, False, False]
     assert restarted_rows([before], [before], [0.0]) is None  # row 2 is at its start, and was before
     assert restarted_rows([before.clamp(min=0)], [before], [0.0]) is None  # row 3 is zeros, but clamped
     assert restarted_rows([before + 0.1], [before], [0.0]) is None
-    assert restarted_rows([torch.zeros_like(before)], [before], [0.0]).tolist() == [True, True, False, True]
+    found = restarted_rows([torch.zeros_like(before)], [before], [0.0])
+    assert found.tolist() == [True, True, False, True, True]
     # The whole state counts: a row whose current goes on does not begin anew.
-    current = torch.ones(4, 2)
+    current = torch.ones(5, 2)
     assert restarted_rows([before * mask, current], [before, current], [0.0, 0.0]) is None
     found = restarted_rows([before * mask, current * mask], [before, current], [0.0, 0.0])
-    assert found.tolist() == [False, True, False, False]
+    assert found.tolist() == [False, True, False, False, False]

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from spikede_plugins.engine import FractionalOperator, History
-from spikede_plugins.engine.rows import restart_rows
+from spikede_plugins.engine.rows import edited_alike, every, restart_rows
 
 from .matching import readable
-
-#: So many elements do not all lie below the start by chance.
-_MANY = 4
 
 
 def restarted(
@@ -52,14 +49,14 @@ def _begun(operator: FractionalOperator, history: History, mem: Tensor) -> Histo
 def _put_back(entry: Any, history: History, state: tuple[Tensor, ...]) -> Tensor:
     """Which samples ``[B]`` were put back to zero or to the value that their sequence started from."""
     mem, start = state[0], history.start
-    at_zero = _all([t == 0 for t in state])
+    at_zero = every([t == 0 for t in state])
     rows = _changed(entry, state, at_zero, torch.zeros_like(mem))
     if start is None:
         return rows
     start = (start if start.dim() == mem.dim() else start[0]).detach().to(mem)
     firsts = (*entry.stream.firsts, *([None] * len(state)))
     starts = [start, *(0 if first is None else first.to(mem) for first in firsts[: len(state) - 1])]
-    at_start = _all([t == s for t, s in zip(state, starts, strict=True)]) & ~at_zero
+    at_start = every([t == s for t, s in zip(state, starts, strict=True)]) & ~at_zero
     return rows | _changed(entry, state, at_start, start)
 
 
@@ -68,33 +65,8 @@ def _changed(entry: Any, state: Sequence[Tensor], back: Tensor, start: Tensor) -
     if entry.values is None or not bool(back.any()):
         return back
     before = [value.to(t) for value, t in zip(entry.values, state, strict=False)]
-    back = back & ~_all([t == value for t, value in zip(state, before, strict=False)])
-    return back & ~_elementwise(before[0], state[0], start, entry.stream) if bool(back.any()) else back
-
-
-def _elementwise(before: Tensor, now: Tensor, start: Tensor, stream: Any) -> Tensor:
-    """Which samples ``[B]`` an edit of all elements alike (a clamp, a rounding) would take to the start.
-
-    Such an edit takes to the start what lies below it, or in an interval around it. A sample that was put
-    back had elements in a range in which others were left where they were.
-    """
-    moved = before - start
-    kept = now != start
-    flat = moved.reshape(moved.shape[0] if moved.dim() else 1, -1)
-    clamped = torch.zeros_like(flat[:, 0], dtype=torch.bool)
-    if not bool((now < start).any()):
-        below = moved < 0
-        # Nothing is below the start any more: a clamp, unless it is a matter of one sample of few neurons.
-        stream.clamps = stream.clamps or int(below.sum()) >= _MANY
-        if stream.clamps:
-            clamped = (flat <= 0).all(1)
-    if not bool((now != before)[kept].any()):  # all else was left as it was
-        return clamped
-    others = moved[kept].sort().values
-    left = torch.searchsorted(others, flat.amax(1), right=True) > torch.searchsorted(others, flat.amin(1))
-    return clamped | ~left
-
-
-def _all(parts: Sequence[Tensor]) -> Tensor:
-    """Where all elements of a sample are true."""
-    return torch.stack([part.reshape(part.shape[0] if part.dim() else 1, -1).all(1) for part in parts]).all(0)
+    back = back & ~every([t == value for t, value in zip(state, before, strict=False)])
+    if not bool(back.any()):
+        return back
+    alike, entry.stream.clamps = edited_alike(before[0], state[0], start, entry.stream.clamps)
+    return back & ~alike

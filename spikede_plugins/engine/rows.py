@@ -30,13 +30,17 @@ def over_rows(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.reshape(-1, *([1] * (len(shape) - 1)))
 
 
+#: So many elements do not all lie below the start by chance.
+_MANY = 4
+
+
 def restarted_rows(
     now: Sequence[Tensor], before: Sequence[Tensor], starts: Sequence[Tensor | float]
 ) -> Tensor | None:
     """The rows of an edited state that were put back to their start.
 
-    Such a row differs from what it was and equals the start in every variable. A membrane that was clamped
-    from below at its start (``mem.clamp(min=0)``, ``relu``) is an edit in all its rows: none restarts.
+    Such a row differs from what it was and equals the start in every variable. An edit of all elements alike
+    that takes a whole row to the start (:func:`edited_alike`) is no such row, unless all rows are there.
 
     Args:
         now: the variables of the neuron as they are handed back, the membrane potential first, ``[B, ...]``.
@@ -49,23 +53,49 @@ def restarted_rows(
     if not now or not now[0].dim():
         return None
     with torch.no_grad():
-        changed = torch.stack([_any(a != b) for a, b in zip(now, before, strict=True)]).any(0)
-        back = torch.stack([_all(a == start) for a, start in zip(now, starts, strict=True)]).all(0)
-        rows = changed & back
-        if not bool(rows.any()):
-            return None
-        floor = torch.as_tensor(starts[0], dtype=now[0].dtype, device=now[0].device)
-        alone = all(torch.equal(a, b) for a, b in zip(now[1:], before[1:], strict=True))
-        clamped = alone and not bool(rows.all()) and torch.equal(now[0], before[0].maximum(floor))
-        return None if clamped else rows
+        same = every([a == b for a, b in zip(now, before, strict=True)])
+        back = every([a == start for a, start in zip(now, starts, strict=True)])
+        rows = back & ~same
+        if bool(rows.any()) and not bool(back.all()):
+            rows = rows & ~edited_alike(before[0], now[0], starts[0])[0]
+        return rows if bool(rows.any()) else None
 
 
-def _any(mask: Tensor) -> Tensor:
-    return mask.reshape(mask.shape[0], -1).any(1)
+def edited_alike(
+    before: Tensor, now: Tensor, start: Tensor | float, clamps: bool = False
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """Which rows ``[B]`` an edit of all elements alike (a clamp, a rounding) would take to the start.
+
+    Such an edit takes to the start what lies below it, or in an interval around it. A row that was put back
+    had elements in a range in which others were left where they were.
+
+    Args:
+        before, now: the membrane potential before and after the edit ``[B, ...]``.
+        start: what it begins with after a reset.
+        clamps: whether this membrane is known to be clamped to its start.
+
+    Returns:
+        The rows, and whether the membrane is clamped to its start.
+    """
+    moved = before - start
+    kept = now != start
+    flat = moved.reshape(moved.shape[0] if moved.dim() else 1, -1)
+    clamped = torch.zeros_like(flat[:, 0], dtype=torch.bool)
+    if not bool((now < start).any()):
+        # Nothing is below the start any more: a clamp, unless it is a matter of one row of few neurons.
+        clamps = clamps or int((moved < 0).sum()) >= _MANY
+        if clamps:
+            clamped = (flat <= 0).all(1)
+    if not bool((now != before)[kept].any()):  # all else was left as it was
+        return clamped, clamps
+    others = moved[kept].sort().values
+    left = torch.searchsorted(others, flat.amax(1), right=True) > torch.searchsorted(others, flat.amin(1))
+    return clamped | ~left, clamps
 
 
-def _all(mask: Tensor) -> Tensor:
-    return mask.reshape(mask.shape[0], -1).all(1)
+def every(parts: Sequence[Tensor]) -> Tensor:
+    """The rows ``[B]`` in which all elements of all parts are true."""
+    return torch.stack([part.reshape(part.shape[0] if part.dim() else 1, -1).all(1) for part in parts]).all(0)
 
 
 def restart_rows(operator: FractionalOperator, history: History, v: Tensor, rows: Tensor) -> History:
