@@ -39,13 +39,15 @@ def test_native_checkpoints_load_into_converted_models(framework, learn_alpha: b
 
 
 @each_framework
-def test_a_fixed_order_adds_no_key_and_a_learned_one_only_its_own(framework) -> None:
+def test_a_layer_adds_its_settings_and_a_learned_order(framework) -> None:
     net = framework.net()
-    native = list(net.state_dict())
-    assert list(convert_to_fractional(net).state_dict()) == native
+    native = set(net.state_dict())
+    fixed = set(convert_to_fractional(net).state_dict())
+    assert native < fixed
+    assert sorted(fixed - native) == [f"{path}.fractional._extra_state" for path in ("block.1", "lif")]
     learned = set(convert_to_fractional(net, learn_alpha=True).state_dict())
-    added = learned - set(native)
-    assert set(native) < learned and len(added) == 2 and all(key.endswith("alpha") for key in added)
+    added = learned - fixed
+    assert fixed < learned and len(added) == 2 and all(key.endswith("alpha") for key in added)
 
 
 @each_framework
@@ -64,7 +66,8 @@ def test_converted_checkpoints_load_into_native_models(framework, tmp_path: Path
     net = framework.net()
     checkpoint = through_a_file(convert_to_fractional(net).state_dict(), tmp_path)
     other = with_other_weights(net)
-    other.load_state_dict(checkpoint)
+    found = other.load_state_dict(checkpoint, strict=False)
+    assert not found.missing_keys and all(key.endswith("._extra_state") for key in found.unexpected_keys)
     assert torch.equal(framework.run(other, frames()), framework.run(net, frames()))
 
 
