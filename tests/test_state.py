@@ -109,7 +109,8 @@ def test_a_row_put_back_begins_anew(framework, options):
     x, net = frames(), model(framework, options)
     on, fresh = play(model(framework, options), x), play(model(framework, options), x[25:])
     play(net, x[:25])
-    for rows in (1, [1], torch.tensor([False, True, False, False]), slice(1, 2)):  # the same, said in four ways
+    # The same, said in four ways.
+    for rows in (1, [1], torch.tensor([False, True, False, False]), slice(1, 2)):
         reset_rows(net, rows)
     found = play(net, x[25:])
     others = [0, 2, 3]

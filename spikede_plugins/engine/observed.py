@@ -8,11 +8,10 @@ is counted.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
@@ -38,10 +37,19 @@ def recorded() -> bool:
     return _top_hooks is not None and _top_hooks(True) is not None
 
 
-def unrecorded() -> AbstractContextManager[Any]:
-    """A context in which nothing that is saved for a backward pass is noted by such hooks."""
-    return saved_tensors_hooks(_same, _same)
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """A context in which nothing that is saved for a backward pass is noted by such hooks.
 
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+    They are taken off, not covered by hooks that change nothing: a tensor that comes out of a hook as it went
+    in keeps its own graph alive.
+    """
+    taken = []
+    try:
+        while _top_hooks is not None and (top := _top_hooks(True)) is not None:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+            taken.append(top)
+        yield
+    finally:
+        for pack, unpack in reversed(taken):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)

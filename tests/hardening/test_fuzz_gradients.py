@@ -85,6 +85,7 @@ def _spikingjelly(data: Any) -> None:
     if error is not None or sj.converted_is_native(made) or not operator.fits(torch.Size(shape)):
         return
     made = made.double()
+    store = store and hasattr(made, "store_v_seq")  # simple neurons record nothing, natively
     made.store_v_seq = store
     exact = sj.native(name, arguments).double()
     rule, ours, theirs = learned(operator, made, shape)

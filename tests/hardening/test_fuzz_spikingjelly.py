@@ -231,6 +231,7 @@ def _values(data: Any) -> None:
 
     note(str((name, arguments, shape, steps, operator, dtype, cut, store, keep_grad, size)))
     node = native(name, arguments)
+    store = store and hasattr(node, "store_v_seq")  # simple neurons record nothing, natively
     converted, error = attempt(lambda: convert_to_fractional(node, **operator.options))
     if operator.impossible():
         assert ours(error), f"{operator.options} were taken"
