@@ -166,8 +166,9 @@ class FractionalNode(base.MemoryModule):
 
     def _keep(self, memories: dict[str, Any]) -> None:
         self._memories.update(memories)
+        # A captured program is handed its state with every step: nobody edits it in between.
         if not torch.compiler.is_compiling():
-            self._spikede.left = left(self)
+            self._spikede.left = None if self.fractional.captures else left(self)
 
     # What else runs, captures or writes neurons
 
