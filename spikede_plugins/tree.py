@@ -147,8 +147,9 @@ def copy_model(model: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Modu
         ConversionError: if something in the model cannot be copied.
     """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
-    for tensor in _graph_tensors(vars(module) for module in model.modules()):
-        memo[id(tensor)] = tensor.detach().clone()
+    for tensor in _tensors(vars(module) for module in model.modules()):
+        if tensor.grad_fn is not None:
+            memo[id(tensor)] = tensor.detach().clone()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -158,17 +159,23 @@ def copy_model(model: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Modu
         ) from error
 
 
-def copy_of_state(module: nn.Module, detached: bool = False) -> Any:
+def copy_of_state(
+    module: nn.Module, detached: bool = False, change: Callable[[Tensor], Tensor] | None = None
+) -> Any:
     """A deep copy that shares the parameters, and, unless ``detached``, tensors with a history as well.
 
-    What the copy carries from call to call is its own; what it learns is the original's.
+    What the copy carries from call to call is its own; what it learns is the original's. Tensors of which
+    ``change`` makes others are these in the copy.
 
     Raises:
         Exception: whatever a part of the module raises that refuses to be copied.
     """
     memo: dict[int, Any] = {id(p): p for p in module.parameters()}
-    for tensor in _graph_tensors(vars(part) for part in module.modules()):
-        memo[id(tensor)] = tensor.detach().clone() if detached else tensor
+    for tensor in _tensors(vars(part) for part in module.modules()):
+        if tensor.grad_fn is not None:
+            memo[id(tensor)] = tensor.detach().clone() if detached else tensor
+        if change is not None and (other := change(tensor)) is not tensor:
+            memo[id(tensor)] = other
     return copy.deepcopy(module, memo)
 
 
@@ -183,16 +190,15 @@ def without_hooks(model: nn.Module) -> nn.Module:
     return model
 
 
-def _graph_tensors(attributes: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
-    """Tensors with a history in the attributes of modules: states, in whatever container or object."""
+def _tensors(attributes: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
+    """Tensors in the attributes of modules, in whatever container or object."""
     opaque = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
     pending: list[Any] = list(attributes)
     seen: set[int] = set()
     while pending:
         value = pending.pop()
         if isinstance(value, Tensor):
-            if value.grad_fn is not None:
-                yield value
+            yield value
         elif id(value) not in seen and not isinstance(value, opaque):
             seen.add(id(value))
             if isinstance(value, dict):

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -90,6 +91,8 @@ DROPOUTS = ("step", "sequence")
 TIMES = ("auto", "fold", "step")
 #: How often a check that could not tell is made again before the model is stepped for good.
 _TRIES = 3
+#: Attributes of a module of these types switch what it does; a check holds for what they were.
+_SWITCHES = (bool, str, types.FunctionType, types.MethodType)
 _log = logging.getLogger("spikede_plugins")
 _GRID_OPTIONS = ("memory", "step_size")
 #: Adaptive solvers: firing makes rates jump, which no tolerance resolves for nothing.
@@ -666,8 +669,8 @@ class SNNWrapper(nn.Module):
         return self._finding(x).state if self.time != "fold" and x.numel() else ""
 
     def _finding(self, x: Tensor) -> Finding:
-        """What was found out about the model as it is built and in the mode it is in."""
-        key = self._mode or self._mode_now()
+        """What was found out about the model as it is built and in the mode it is in, for such an input."""
+        key = self._mode or self._mode_now(), x.dim()
         known = self._findings.get(key)
         if known is None:
             known = find_out(self.base, x)
@@ -681,7 +684,11 @@ class SNNWrapper(nn.Module):
         return known
 
     def _mode_now(self) -> Any:
-        return tuple((id(module), type(module), module.training) for module in self.base.modules())
+        """The modules, with their switches: what is true or false (training is), names, functions."""
+        return tuple(
+            (id(module), type(module), *(v for v in vars(module).values() if type(v) in _SWITCHES))
+            for module in self.base.modules()
+        )
 
     # -- orders -----------------------------------------------------------------------------------
 

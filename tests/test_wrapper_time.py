@@ -469,3 +469,78 @@ def test_what_cannot_be_copied_is_stepped():
     model, x = Locked(), samples()
     stepped, folded = (SNNWrapper(model, "fdeint", time=time)(x, TIMES) for time in ("auto", "fold"))
     assert torch.equal(stepped, folded)
+
+
+class Weakly(Between):
+    """A little of the mean of the batch."""
+
+    def __init__(self, share=0.1):
+        super().__init__()
+        self.share = torch.tensor(share)  # no parameter, no buffer
+
+    def mix(self, x):
+        return x - self.share.to(x) * x.mean(0)
+
+
+class Casting(Weakly):
+    """Its own type within."""
+
+    def mix(self, x):
+        return super().mix(x.to(torch.bfloat16)).to(x)
+
+
+@pytest.mark.parametrize("kind", [Messages, Weakly, Casting, Recurrent])
+@pytest.mark.parametrize("how", [torch.bfloat16, torch.float16, "autocast"])
+def test_the_rounding_of_half_precision_hides_no_mixing(kind, how):
+    cast = how == "autocast"
+    x = samples() if cast else samples().to(how)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+        model = kind() if cast else kind().to(how)
+        expected = SNNWrapper(kind().to(model.fc.weight.dtype), "fdeint", time="step")(x, TIMES)
+        net = SNNWrapper(model, "fdeint")
+        assert torch.equal(net(x, TIMES), expected)
+    assert all(not finding.folds for finding in net._findings.values())
+    assert model.fc.weight.dtype is (torch.float32 if cast else how)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision_that_treat_samples_alone_are_folded(half):
+    net = SNNWrapper(Safe().to(half).eval(), "fdeint")
+    net(samples(shape=(T, NODES, 1, 5, 5)).to(half), TIMES)
+    assert all(finding.folds for finding in net._findings.values())
+
+
+class Switched(Between):
+    def __init__(self):
+        super().__init__()
+        self.on, self.kind = False, "alone"
+
+    def mix(self, x):
+        return x - x.mean(0) if self.on or self.kind == "together" else x
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("on", True), ("kind", "together"), ("mix", lambda x: x - x.mean(0))]
+)
+def test_a_switch_that_is_turned_after_the_first_call_is_a_new_check(name, value):
+    x, model = samples(), Switched()
+    net = SNNWrapper(model, "fdeint")
+    net(x, TIMES)
+    assert [finding.folds for finding in net._findings.values()] == [True]
+    setattr(model, name, value)
+    expected = SNNWrapper(model, "fdeint", time="step")(x, TIMES)
+    assert torch.equal(net(x, TIMES), expected)
+    net(x, TIMES)
+    assert len(net._findings) == 2  # one check for each
+
+
+def test_an_input_of_other_dimensions_is_a_new_check():
+    """Attention takes [B, L, E], and [L, E] as one sequence: there the batch is the sequence."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True, dropout=0.0)
+    net = SNNWrapper(nn.Sequential(layer, LIFNeuron(0.3)), "fdeint")
+    net(samples(shape=(T, NODES, 3, WIDTH)), TIMES)
+    x = samples()
+    expected = SNNWrapper(net.base, "fdeint", time="step")(x, TIMES)
+    assert torch.equal(net(x, TIMES), expected)
+    assert 0.02 < expected.mean() < 0.98
