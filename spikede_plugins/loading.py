@@ -113,7 +113,7 @@ def _check_orders(
             f"the checkpoint does not fit the orders of {type(model).__name__}; nothing of it was loaded:\n"
             f"{listed}" + (f"\n{HOW}" if settings else "")
         )
-    if kept := {**found.unlike, **found.absent, **found.misplaced}:
+    if kept := {**found.unlike, **found.absent}:  # misplaced orders are among torch's unexpected keys
         warn_kept(kept)
     for key in found.idle:  # dealt with; the layer itself need not look at them once more
         del state_dict[key]
