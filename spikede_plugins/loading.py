@@ -93,9 +93,13 @@ def _check_orders(
     missing_keys += found.missing
     strict = is_strict()
     if settings_are_ignored():
-        found.unlike.clear()
-        found.absent.clear()
-        found.idle = list(saved)
+        # An order that is learned on one side only is a setting as well: the model keeps its own.
+        foreign = tuple(key.removesuffix(EXTRA_STATE) for key in saved if _layer(key) in found.absent)
+        found.idle = [key for key in state_dict if key in saved or key in found.misplaced]
+        found.idle += [key for key in state_dict if foreign and key not in saved and key.startswith(foreign)]
+        missing_keys[:] = [key for key in missing_keys if key not in found.missing]
+        for group in (found.unlike, found.absent, found.misplaced, found.missing):
+            group.clear()
     problems = dict(found.unfit)
     settings: dict[str, str] = {}
     if strict:
@@ -109,8 +113,8 @@ def _check_orders(
             f"the checkpoint does not fit the orders of {type(model).__name__}; nothing of it was loaded:\n"
             f"{listed}" + (f"\n{HOW}" if settings else "")
         )
-    if found.unlike:
-        warn_kept(found.unlike)
+    if kept := {**found.unlike, **found.absent}:  # misplaced orders are among torch's unexpected keys
+        warn_kept(kept)
     for key in found.idle:  # dealt with; the layer itself need not look at them once more
         del state_dict[key]
 

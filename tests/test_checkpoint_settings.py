@@ -19,6 +19,7 @@ from spikede_plugins import (
     SpikedeWarning,
     SumOfExponentials,
     WindowMemory,
+    alphas,
     convert_to_fractional,
     ignore_settings,
     restore_native,
@@ -234,3 +235,38 @@ def test_the_extra_state_of_other_modules_is_theirs(framework):
         warnings.simplefilter("error")
         net.load_state_dict(through_a_file(source.state_dict()))
     assert net.counter.seen == 7
+
+
+def _layers(**options):
+    snn = pytest.importorskip("snntorch")
+    net = nn.Sequential(nn.Linear(2, 2), snn.Leaky(beta=0.5), nn.Linear(2, 2), snn.Leaky(beta=0.5))
+    return convert_to_fractional(net, **options)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"alpha": 0.5, "learn_alpha": True}, {"alpha": 0.9}),
+        ({"alpha": 0.5, "include": "1"}, {"alpha": 0.5}),
+        ({"alpha": 0.5}, {"alpha": 0.5, "include": "1"}),
+        ({"alpha": 0.5, "learn_alpha": True}, {"alpha": 0.5, "include": "1"}),
+        ({"alpha": 0.5, "learn_alpha": True}, {"alpha": 1.0}),
+    ],
+)
+def test_orders_that_are_learned_or_present_on_one_side_only(theirs, ours):
+    """They are settings as well: strict=False says it or names the key, ignore_settings loads the rest."""
+    source, net = _layers(**theirs), _layers(**ours)
+    before = {path: order.clone() for path, order in alphas(net).items()} if ours["alpha"] != 1.0 else {}
+    with pytest.raises(LoadError):
+        net.load_state_dict(source.state_dict())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        keys = net.load_state_dict(source.state_dict(), strict=False)
+    unexpected = [key for key in keys.unexpected_keys if key.endswith("order.alpha")]
+    assert unexpected or any("keeps its own" in str(warning.message) for warning in said)
+    net = _layers(**ours)
+    with ignore_settings():
+        net.load_state_dict(source.state_dict())
+    assert torch.equal(net[0].weight, source[0].weight) and torch.equal(net[2].weight, source[2].weight)
+    for path, order in before.items():
+        assert torch.equal(alphas(net)[path], order)
