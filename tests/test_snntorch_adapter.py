@@ -80,7 +80,8 @@ def test_everything_is_kept(name):
     assert all(inside.get_parameter(n) is p for n, p in native.named_parameters())
     assert not inside.training and not made.training
     assert inside.spike_grad is native.spike_grad
-    assert set(inside.state_dict()) == set(native.state_dict()) | {"fractional.order.alpha"}
+    added = {"fractional.order.alpha", "fractional._extra_state"}
+    assert set(inside.state_dict()) == set(native.state_dict()) | added
     assert all(vars(native)[key] is value for key, value in before.items())
     run(inside, inputs())
     assert len(calls) == 8

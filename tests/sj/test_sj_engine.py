@@ -95,6 +95,7 @@ def test_every_neuron_against_the_definition(name):
     dynamics = DYNAMICS[getattr(neuron, name)]
     native = build(name).double()
     node = fractional(native, alpha=0.55)
+    dynamics = dynamics.in_sequence(node, False)
     x_seq = drive(6, 2, 3, dtype=torch.float64)
     others = {n: torch.zeros(2, 3, dtype=torch.float64) + float(node._memories_rv[n]) for n in ("w", "c", "m")
               if n in node._memories}  # fmt: skip
@@ -221,8 +222,9 @@ class Doubled(nn.Module):
 def test_surrogates_of_users_take_the_steps():
     theirs = fractional(neuron.IFNode(surrogate_function=Doubled(), step_mode="m"))
     ours = fractional(neuron.IFNode(surrogate_function=surrogate.Sigmoid(4.0), step_mode="m"))
-    assert not theirs.dynamics.scannable(theirs)
-    assert ours.dynamics.scannable(ours)
+    dynamics = DYNAMICS[neuron.IFNode]
+    assert not dynamics.scannable(theirs)
+    assert dynamics.scannable(ours)
     x = drive(5, 2, 3)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     theirs(a).sum().backward()
