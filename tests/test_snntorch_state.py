@@ -291,11 +291,12 @@ def test_nothing_of_the_state_is_saved():
     neuron = fractional("Synaptic", "hidden")
     keys = set(neuron.state_dict())
     run(neuron, inputs())
-    assert set(neuron.state_dict()) == keys == set(build("Synaptic").state_dict())
+    assert set(neuron.state_dict()) == keys
+    assert keys == {*build("Synaptic").state_dict(), "fractional._extra_state"}  # its settings
     other = fractional("Synaptic", "hidden")
     run(other, inputs()[:, :1])
     other.load_state_dict(neuron.state_dict())
-    build("Synaptic").load_state_dict(neuron.state_dict())
+    build("Synaptic").load_state_dict(neuron.state_dict(), strict=False)
 
 
 class Same(torch.autograd.Function):
