@@ -157,7 +157,12 @@ def test_ctrl_c_stops_it_with_one_line(
 
     monkeypatch.setattr(demo, "_one_seed", pressed)
     threads = torch.get_num_threads()
-    assert main(["demo", "--out", str(tmp_path)]) == 130
+    # A shell starts what it puts in the background with Ctrl-C ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["demo", "--out", str(tmp_path)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert capsys.readouterr().err == "spikede: stopped.\n"
     assert torch.get_num_threads() == threads and not list(tmp_path.iterdir())
 
