@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from spikede_plugins.errors import OptionError, OptionTypeError
 
@@ -20,7 +21,9 @@ def is_finite(value: float) -> bool:
 
 
 def is_readable(value: Any) -> bool:
-    """Whether a tensor's numbers can be looked at (False of the meta device and of sparse tensors)."""
+    """Whether a tensor's numbers can be looked at: it is not uninitialised, sparse or on the meta device."""
+    if is_lazy(value):
+        return False
     return not isinstance(value, Tensor) or (value.layout == torch.strided and not value.is_meta)
 
 

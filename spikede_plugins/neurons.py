@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spikede_plugins.checks import flag, is_finite, is_readable
 from spikede_plugins.engine import AffineCode, ElementwiseNeuron, affine_neuron
@@ -104,7 +105,7 @@ def number(value: Any, what: str, *, positive: bool = True) -> float:
 def _plain(value: Any) -> Any:
     """A number of NumPy or a tensor of one element as one of Python; anything else as it is."""
     if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 and is_readable(value) else value
+        return value.item() if is_readable(value) and value.numel() == 1 else value
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
@@ -115,6 +116,8 @@ def number_or_tensor(value: Any, what: str, *, positive: bool = True) -> float |
         OptionTypeError: if it is neither a number nor a tensor of real numbers.
         OptionError: if a number in it is not finite, or not positive where it must be.
     """
+    if is_lazy(value):
+        raise OptionTypeError(f"{what} must hold numbers, got a parameter that is not initialised.")
     if not isinstance(value, Tensor) or not (value.requires_grad or value.numel() != 1):
         return number(value, what, positive=positive)
     if not value.is_floating_point() or value.numel() == 0:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spikede_plugins.checks import check_held, is_finite, is_readable, items_of
 from spikede_plugins.errors import OptionError, OptionTypeError, StateError, nearest
@@ -114,6 +115,8 @@ class SpikingDynamics(nn.Module):
         """
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
             raise OptionTypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.")
+        if is_lazy(value):
+            raise OptionTypeError(f"{name} must hold numbers, got a parameter that is not initialised.")
         shaped = not isinstance(value, Tensor) or (value.dim() <= 1 and value.numel() > 0)
         if isinstance(value, Tensor) and not (shaped and value.is_floating_point()):
             raise OptionError(
