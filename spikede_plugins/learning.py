@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikede_plugins.checks import is_finite, is_readable
 from spikede_plugins.errors import ConversionError, OptionError, OptionTypeError, StateError
 from spikede_plugins.fractional_events import FractionalLIFDynamics
 from spikede_plugins.hidden import by_itself, refuse_own
@@ -128,10 +128,11 @@ def parameter_groups(
 
 
 def _number(value: Any, what: str) -> Any:
-    if isinstance(value, Tensor) and value.numel() == 1:  # as capturable optimisers take it
+    if isinstance(value, Tensor) and is_readable(value) and value.numel() == 1:
+        # A tensor of one number is what optimisers that are captured take.
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise OptionTypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}).")
-    if not math.isfinite(value) or value < 0:
+    if not is_finite(value) or value < 0:
         raise OptionError(f"{what} must be finite and at least 0, got {value}.")
     return value
