@@ -115,7 +115,7 @@ class SpikingDynamics(nn.Module):
         """
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
             raise OptionTypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.")
-        if is_lazy(value):
+        if isinstance(value, Tensor) and is_lazy(value):
             raise OptionTypeError(f"{name} must hold numbers, got a parameter that is not initialised.")
         shaped = not isinstance(value, Tensor) or (value.dim() <= 1 and value.numel() > 0)
         if isinstance(value, Tensor) and not (shaped and value.is_floating_point()):
