@@ -107,8 +107,8 @@ def neuron_call(layer: Layer, operator: FractionalOperator, like: Tensor, record
     return OwnNeuronCall(layer, operator, like, record)
 
 
-class GridRun(Run):
-    """Each neuron runs all T steps from 0, by its own operator; ``rows`` of the output are wanted, or all.
+class FractionalRun(Run):
+    """A run of neurons by operators of their own; ``rows`` of the output are wanted, or all.
 
     With ``record``, ``potentials`` has for each call of a neuron its potentials ``[T, B, ...]``.
     """
@@ -119,6 +119,15 @@ class GridRun(Run):
         super().__init__(steps, batch)
         self.operators, self.rows, self.record = operators, rows, record
         self.called: list[Layer] = []
+
+
+class GridRun(FractionalRun):
+    """Each neuron runs all T steps from 0, one layer after the other."""
+
+    def __init__(
+        self, steps: int, batch: int, operators: Operators, rows: Tensor | None, record: bool = False
+    ) -> None:
+        super().__init__(steps, batch, operators, rows, record)
         self.potentials: list[Tensor] = []
 
     def __call__(self, layer: Layer, current: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from spikede_plugins.engine import FRESH, HistoryLog, charge_step, state_dtype
 from spikede_plugins.errors import StateError
 from spikede_plugins.layer_runs import (
     CHANGED,
+    FractionalRun,
     Layer,
     Masks,
     Operators,
@@ -48,19 +49,14 @@ class HeadInputs:
         return torch.stack([given[k] for k in sorted(given)]) if step == self.steps - 1 else x.unsqueeze(0)
 
 
-class StepRun(Run):
-    """T calls of ``base`` with one step each; ``rows`` of the output are wanted, or all.
-
-    With ``record``, ``potentials`` has for each call of a neuron its potentials ``[T, B, ...]``.
-    """
+class StepRun(FractionalRun):
+    """T calls of ``base`` with one step each."""
 
     def __init__(
         self, steps: int, batch: int, operators: Operators, rows: Tensor | None, record: bool = False
     ) -> None:
-        super().__init__(steps, batch)
-        self.operators, self.rows, self.record = operators, rows, record
+        super().__init__(steps, batch, operators, rows, record)
         self.heads = HeadInputs(steps)
-        self.called: list[Layer] = []
         self.calls: list[NeuronCall] = []
         self.now = self._next = self._next_head = 0
 

@@ -223,9 +223,10 @@ class FractionalNode(base.MemoryModule):
     # Life cycle
 
     def reset(self) -> None:
-        """Back to the start: every state variable to its reset value, the history forgotten."""
-        for name in self._memories:
-            self._memories[name] = copy.deepcopy(self._memories_rv[name])
+        """Back to the start, as the native class resets itself, and the history forgotten."""
+        super().reset()
+        for name in HISTORY:
+            self._memories[name] = None
         self._spikede.log, self._spikede.left = HistoryLog(), None
         for name in ("v_seq", "state_seqs"):
             if name in self.__dict__:

@@ -28,7 +28,6 @@ _STEPS = frozenset(
         "multi_step_functional_forward",
         "materialize_states",
         "v_float_to_tensor",
-        "reset",
         "detach",
     }
 )
@@ -128,7 +127,7 @@ def _note(module: nn.Module, dynamics: Dynamics) -> str:
 def _examine(module: nn.Module) -> Dynamics | str:
     """The dynamics, or the reason why there are none."""
     kind = type(module)
-    own = [name for name in vars(module) if name in _STEPS or name.startswith(_PARTS)]
+    own = [n for n in vars(module) if n == "reset" or n in _STEPS or n.startswith(_PARTS)]
     if own:
         return f"its {_listed(own)} was replaced on the instance (changed dynamics)"
     taken = [name for name in _NEEDED if hasattr(module, name)]

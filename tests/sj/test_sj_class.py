@@ -30,6 +30,32 @@ class Leaking(neuron.LIFNode):
         return 1.0 / self.tau
 
 
+class Counting(neuron.LIFNode):
+    """A user's neuron that keeps books in its reset."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.resets = getattr(self, "resets", 0) + 1
+
+
+def test_a_reset_of_the_users_own_runs_and_the_history_is_forgotten():
+    node, x = fractional(Counting(tau=2.0, step_mode="m")), drive(5, 2, 3)
+    first, before = node(x), node.resets
+    functional.reset_net(node)
+    assert node.resets == before + 1
+    assert torch.equal(node(x), first)
+    assert torch.equal(first, fractional(neuron.LIFNode(tau=2.0, step_mode="m"))(x))
+    native = ADAPTER.to_native(node)
+    assert type(native) is Counting
+    assert torch.equal(native(x), neuron.LIFNode(tau=2.0, step_mode="m")(x))
+
+
+def test_a_reset_put_on_the_instance_is_refused():
+    native = neuron.LIFNode()
+    native.reset = lambda: None
+    assert "reset was replaced" in ADAPTER.support(native).reason
+
+
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_fractional_class_comes_first_and_the_native_one_next(name):
     native = build(name)
