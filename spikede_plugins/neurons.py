@@ -78,7 +78,29 @@ def _as_layer(neuron: BaseNeuron, x: Tensor) -> Tensor:
             "through SNNWrapper(model, ...), or the neuron as neuron(v_mem, current_input). (In backward "
             'of a model that checkpoints parts of itself: integrator="fdeint_adjoint" does that.)'
         )
+    for name in ("threshold", "initial_tau"):
+        _check_fits(neuron, name, x)
     return driver(neuron, x)
+
+
+def _check_fits(neuron: BaseNeuron, name: str, x: Tensor) -> None:
+    """Nothing, if a number a neuron fits the input ``x [B, ...]``.
+
+    Raises:
+        OptionError: if it does not.
+    """
+    value = getattr(neuron, name, None)
+    if not isinstance(value, Tensor) or not value.dim():
+        return
+    try:
+        fits = torch.broadcast_shapes(value.shape, x.shape) == x.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise OptionError(
+            f"{name.removeprefix('initial_')} of {type(neuron).__name__} has shape {tuple(value.shape)}, "
+            f"which does not fit its input of shape {tuple(x.shape)}; give one number, or one a neuron."
+        )
 
 
 #: Processors may take smaller numbers than this for 0, and divide by that.

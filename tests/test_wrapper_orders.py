@@ -303,3 +303,14 @@ def test_potentials_have_gradients():
         assert grad[:-1].abs().min() > 0 and not grad[-1].any()  # the last input comes after it
     with pytest.raises(OptionTypeError, match="return_potentials must be True or False"):
         net(x, TIMES, return_potentials="yes")
+
+
+@pytest.mark.parametrize("name", ["tau", "threshold"])
+@pytest.mark.parametrize("kind", [LIFNeuron, HardResetLIFNeuron])
+def test_numbers_that_do_not_fit_the_layer_are_told(name, kind):
+    x, times = torch.ones(4, 2, 3), torch.arange(4.0)
+    fitting = SNNWrapper(nn.Sequential(kind(**{name: torch.tensor([0.5, 0.7, 0.9])})), integrator="fdeint")
+    assert fitting(x, times).shape == (4, 2, 3)
+    unfit = SNNWrapper(nn.Sequential(kind(**{name: torch.tensor([0.5, 0.7])})), integrator="fdeint")
+    with pytest.raises(OptionError, match=rf"{name} of {kind.__name__} has shape \(2,\)"):
+        unfit(x, times)
