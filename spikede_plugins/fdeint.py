@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from spikede_plugins.checks import counted, is_finite, is_readable
@@ -538,6 +539,8 @@ _kept_operator = lru_cache(maxsize=16)(_new_operator)
 
 def _read_orders(alpha: Any, starts: Sequence[Tensor], single: bool) -> list[Order]:
     """The order of each tensor of the start."""
+    if is_lazy(alpha):
+        raise OptionTypeError("alpha is a parameter that is not initialised; give it numbers first.")
     several = isinstance(alpha, (list, tuple)) or (isinstance(alpha, Tensor) and alpha.dim() == 1)
     if not several or (single and isinstance(alpha, Tensor) and alpha.numel() == 1):
         return [_read_order(alpha, "alpha")] * len(starts)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from spikede_plugins.checks import counted, is_finite, is_readable, items_of
 from spikede_plugins.errors import OptionError, OptionTypeError, OrderError
@@ -38,7 +37,7 @@ def check_parameter(value: nn.Parameter, what: str = "alpha", high: float = 1.0,
         OptionTypeError: if it has no numbers yet, or holds them in less than float32.
         OrderError: if it has another shape, or a number outside of (0, high].
     """
-    if is_lazy(value) or not is_readable(value):
+    if not is_readable(value):
         raise OptionTypeError(f"{what} is a parameter without numbers (uninitialised, meta or sparse).")
     if value.dtype not in (torch.float32, torch.float64):
         raise OptionTypeError(
@@ -66,7 +65,7 @@ def check_alpha(value: Any, what: str = "alpha") -> float:
         OptionTypeError: if it is not a number.
         OrderError: if it is not finite or lies outside (0, 1].
     """
-    if isinstance(value, Tensor) and not is_lazy(value) and value.numel() == 1 and is_readable(value):
+    if isinstance(value, Tensor) and is_readable(value) and value.numel() == 1:
         value = value.item()
     # A truth value is no order, NumPy's neither, which float() would take.
     number = not isinstance(value, (str, bytes, bool, Tensor)) and str(getattr(value, "dtype", "")) != "bool"
